@@ -1,0 +1,316 @@
+"""What has been read: memory and open windows of every row, the token ids, and the ratios in force."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+from beacon.config import BeaconConfig
+from beacon.modules import LayerStore, Rotary, rotate, unrotate
+from beacon.plan import RowState, Span
+
+
+class ColumnLog:
+    """Token ids and text mask of all columns fed so far (a column holds one token of every row, or padding).
+
+    Chunks stay where they came from until somebody reads them, so a decoded token costs no device
+    synchronisation; read ids are int32 on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._chunks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def append(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add columns: ids ``[rows, n]``, and which of them are text (bool, CPU; None: all)."""
+        self._chunks.append((ids.detach().clone(), mask))
+        self.count += ids.shape[1]
+        if len(self._chunks) > 256:
+            self.read()
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All ids (int32) and the text mask (bool), each ``[rows, columns]`` on the CPU."""
+        if not self._chunks:
+            return torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, 0, dtype=torch.bool)
+        ids = torch.cat([ids.to("cpu", torch.int32) for ids, _ in self._chunks], dim=1)
+        masks = [torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask for ids, mask in self._chunks]
+        mask = torch.cat(masks, dim=1)
+        self._chunks = [(ids, mask)]
+        return ids, mask
+
+    def select(self, rows: Sequence[int]) -> ColumnLog:
+        """The given rows."""
+        log = ColumnLog()
+        if self._chunks:
+            ids, mask = self.read()
+            log._chunks = [(ids[list(rows)], mask[list(rows)])]
+        log.count = self.count
+        return log
+
+    def fork(self) -> ColumnLog:
+        """An independent log of the same columns."""
+        log = ColumnLog()
+        log._chunks, log.count = list(self._chunks), self.count
+        return log
+
+    def crop(self, columns: int) -> None:
+        """Forget the last columns."""
+        ids, mask = self.read()
+        self._chunks = [(ids[:, : ids.shape[1] - columns], mask[:, : ids.shape[1] - columns])]
+        self.count -= columns
+
+
+class BeaconCache(Cache):
+    """Condensed activations of what a wrapped model has read; passed and returned as ``past_key_values``.
+
+    As long as nothing is condensed (short texts, ratio 0) it holds an ordinary ``DynamicCache`` that the stock
+    attention reads and writes (``stock``); from the first beacon on, one :class:`~beacon.modules.LayerStore` per
+    layer.
+
+    Args:
+        config: Configuration of the wrapped model.
+        owner: Identity of the wrapped model.
+        rows: Rows of the batch.
+        limits: Layers and native context, for checks and reports.
+    """
+
+    def __init__(self, config: BeaconConfig, owner: str, rows: int) -> None:
+        super().__init__(layers=[])
+        self.config, self.owner = config, owner
+        self.states = [RowState(row) for row in range(rows)]
+        self.stores: list[LayerStore] = []
+        self.stock: DynamicCache | None = DynamicCache()
+        self.stock_positions: list[torch.Tensor] = []
+        self.columns = ColumnLog()
+        self.span = Span()
+        self.ratios: int | tuple[int, ...] | None = None
+        self.expected_length: int | None = None
+        self.last_hidden: list[torch.Tensor | None] = [None] * rows
+        self.attention_path = "none yet"
+        self.warned = False
+
+    # -- what Hugging Face asks a cache -------------------------------------------------------------------------
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns fed so far, padding included (``generate`` slices ``input_ids`` by it)."""
+        return self.columns.count
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: there is no longest text."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Key length and offset of a stock mask over all columns."""
+        return self.columns.count + query_length, 0
+
+    @property
+    def batch_size(self) -> int:
+        """Rows held."""
+        return len(self.states)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether anything has been read."""
+        return self.columns.count > 0
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: sizes change while reading."""
+        return False
+
+    @property
+    def is_croppable(self) -> bool:
+        """False: what is condensed cannot be taken back."""
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer slides."""
+        return [False] * max(len(self.stores), 1)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+        """Refused: only a wrapped model's own forward writes here.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "a BeaconCache serves the wrapped model that made it, got a stock attention layer writing to it; "
+            "inside beacon.disabled(model) or after beacon.unwrap pass past_key_values=None or a DynamicCache."
+        )
+
+    def reset(self) -> None:
+        """Forget everything read."""
+        fresh = BeaconCache(self.config, self.owner, len(self.states))
+        self.__dict__.update(fresh.__dict__)
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def fork(self) -> BeaconCache:
+        """An independent cache that shares the tensors read so far (nothing is copied, nothing written in place)."""
+        return self.select(range(len(self.states)))
+
+    def select(self, rows: Sequence[int]) -> BeaconCache:
+        """A cache of the given rows, in order; repeated rows share their tensors."""
+        rows = [int(row) for row in rows]
+        other = copy.copy(self)
+        same = rows == list(range(len(self.states)))
+        other.states = [self.states[row] for row in rows]
+        other.last_hidden = [self.last_hidden[row] for row in rows]
+        other.columns = self.columns.fork() if same else self.columns.select(rows)
+        other.stores = [store.select(rows) for store in self.stores]
+        other.stock_positions = [p if same or p.shape[0] == 1 else p[rows] for p in self.stock_positions]
+        if self.stock is not None:
+            other.stock = DynamicCache()
+            other.stock.layers = [copy.copy(layer) for layer in self.stock.layers]
+            if not same and self.columns.count:
+                other.stock.batch_select_indices(torch.tensor(rows))
+        return other
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beam search: row i becomes row ``beam_idx[i]``."""
+        self.__dict__.update(self.select(beam_idx.tolist()).__dict__)
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row ``repeats`` times, side by side."""
+        rows = [row for row in range(len(self.states)) for _ in range(repeats)]
+        self.__dict__.update(self.select(rows).__dict__)
+
+    def to(self, device: torch.device | str) -> BeaconCache:
+        """The same cache on another device (ids stay on the CPU)."""
+        other = self.fork()
+        other.stores = [store.to(device) for store in self.stores]
+        other.last_hidden = [None if h is None else h.to(device) for h in self.last_hidden]
+        if other.stock is not None:
+            for layer in other.stock.layers:
+                if layer.is_initialized:
+                    layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+                    layer.device = layer.keys.device
+        return other
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens of every row, given as a negative number, inside the raw tail.
+
+        Raises:
+            ValueError: Positive number, padding among the last columns, or the tokens are condensed already.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes a negative number of tokens to remove, got {tokens_to_remove}; pass {-tokens_to_remove}."
+            )
+        count = -tokens_to_remove
+        if count == 0:
+            return
+        _, mask = self.columns.read()
+        for row, state in enumerate(self.states):
+            if count > state.tokens - state.committed_at:
+                raise ValueError(
+                    f"crop can remove the tokens read since the last condensation, {state.tokens - state.committed_at} "
+                    f"in row {row}, got {count}; fork() the cache before reading what may have to be taken back."
+                )
+            if not bool(mask[row, -count:].all()):
+                raise ValueError(f"crop needs text in the last {count} columns, got padding in row {row}; crop less.")
+        states = [_cropped(self.config, state, count) for state in self.states]
+        if self.stock is not None:
+            self.stock.crop(-count)
+            positions = torch.cat([p.expand(len(self.states), -1) for p in self.stock_positions], dim=1)
+            self.stock_positions = [positions[:, :-count]]
+        self.stores = [_cropped_store(store, self.states, states) for store in self.stores]
+        self.columns.crop(count)
+        self.states = states
+        self.last_hidden = [None] * len(states)
+
+    # -- leaving the stock phase -----------------------------------------------------------------------------------
+
+    def condensed_stores(self, rotary: Rotary) -> list[LayerStore]:
+        """The layers' stores; keys that the stock attention cached are brought into the memory frame.
+
+        Returns:
+            The stores (empty before anything is read). The cache itself is left as it is.
+        """
+        if self.stock is None or not self.columns.count:
+            return self.stores
+        _, mask = self.columns.read()
+        positions = torch.cat([p.expand(len(self.states), -1) for p in self.stock_positions], dim=1)
+        stores = []
+        for layer in self.stock.layers:
+            store = LayerStore([], [], [], [])
+            for row, state in enumerate(self.states):
+                text = mask[row].nonzero()[:, 0].to(layer.keys.device)
+                at = positions[row].to(layer.keys.device)[text]
+                k = layer.keys[row][:, text].transpose(0, 1)
+                v = layer.values[row][:, text].transpose(0, 1)
+                k = unrotate(k, rotary.table(at, torch.float32), rotary.scaling)
+                memory = torch.arange(state.memory, device=k.device)
+                store.memory_k.append(rotate(k[: state.memory], rotary.table(memory, k.dtype)))
+                store.memory_v.append(v[: state.memory].contiguous())
+                store.open_k.append(k[state.open_start :])
+                store.open_v.append(v[state.open_start :].contiguous())
+            stores.append(store)
+        return stores
+
+    # -- report ------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Per row: text tokens read, entries held by kind, bytes, effective ratio, attention path."""
+        report = []
+        for row, state in enumerate(self.states):
+            if self.stock is None:
+                size = sum(store.nbytes(row) for store in self.stores)
+            else:
+                layers = [layer for layer in self.stock.layers if layer.is_initialized]
+                size = sum(layer.keys[row].nbytes + layer.values[row].nbytes for layer in layers)
+            raw = state.kept + state.open_raw
+            entries = state.sinks + state.beacons + state.open_beacons + raw
+            report.append(
+                {
+                    "text_tokens": state.tokens,
+                    "sinks": state.sinks,
+                    "beacons": state.beacons + state.open_beacons,
+                    "raw": raw,
+                    "windows": len(state.ratios),
+                    "bytes": size,
+                    "effective_ratio": state.tokens / entries if entries else 1.0,
+                    "attention_path": self.attention_path,
+                }
+            )
+        return report
+
+    def __repr__(self) -> str:
+        tokens = [state.tokens for state in self.states]
+        entries = [state.memory + state.open_raw + state.open_beacons for state in self.states]
+        return f"BeaconCache(rows={len(self.states)}, text_tokens={tokens}, entries={entries})"
+
+
+def _cropped(config: BeaconConfig, state: RowState, count: int) -> RowState:
+    open_raw = state.open_raw - count
+    ratio = state.open_ratio if open_raw else None
+    return replace(
+        state,
+        tokens=state.tokens - count,
+        open_beacons=open_raw // ratio if ratio else 0,
+        open_ratio=ratio,
+    )
+
+
+def _cropped_store(store: LayerStore, before: list[RowState], after: list[RowState]) -> LayerStore:
+    """Open entries are raws, then beacons: cut the end of both."""
+
+    def cut(tensor: torch.Tensor, old: RowState, new: RowState) -> torch.Tensor:
+        beacons = tensor[old.open_raw : old.open_raw + new.open_beacons]
+        return torch.cat([tensor[: new.open_raw], beacons])
+
+    rows = range(len(before))
+    return LayerStore(
+        store.memory_k,
+        store.memory_v,
+        [cut(store.open_k[row], before[row], after[row]) for row in rows],
+        [cut(store.open_v[row], before[row], after[row]) for row in rows],
+    )

@@ -1,0 +1,276 @@
+"""What a wrapped model's attention and last decoder layer do in place of the stock ones.
+
+Both are mixed into the stock class of the module at hand. Without a ``beacon_pass`` keyword they are the stock
+modules; with one they read a pass's raw tokens and beacons, packed as ``[1, n_raw + n_beacon, hidden]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from beacon.attention import AttentionInputs, AttentionPath
+from beacon.families import Family
+from beacon.plan import Keys, Plan
+
+
+class LayerStore:
+    """Keys and values of one layer, one tensor ``[entries, kv_heads, head_dim]`` per row and kind.
+
+    Memory keys are rotated at their place in memory; open keys (the open window's raws, then its beacons) are not
+    rotated. Tensors are never written in place, so stores share them freely.
+    """
+
+    __slots__ = ("memory_k", "memory_v", "open_k", "open_v")
+
+    def __init__(
+        self,
+        memory_k: list[torch.Tensor],
+        memory_v: list[torch.Tensor],
+        open_k: list[torch.Tensor],
+        open_v: list[torch.Tensor],
+    ) -> None:
+        self.memory_k, self.memory_v, self.open_k, self.open_v = memory_k, memory_v, open_k, open_v
+
+    @classmethod
+    def empty(cls, rows: int, like: torch.Tensor) -> LayerStore:
+        """A store without entries; ``like`` is ``[n, kv_heads, head_dim]``."""
+        return cls(*([like[:0]] * rows for _ in cls.__slots__))
+
+    def select(self, rows: list[int]) -> LayerStore:
+        """The given rows (repeats share their tensors)."""
+        return LayerStore(*([getattr(self, name)[row] for row in rows] for name in self.__slots__))
+
+    def to(self, device: torch.device | str) -> LayerStore:
+        """The same entries on another device."""
+        return LayerStore(*([tensor.to(device) for tensor in getattr(self, name)] for name in self.__slots__))
+
+    def nbytes(self, row: int) -> int:
+        """Bytes held for one row."""
+        return sum(getattr(self, name)[row].nbytes for name in self.__slots__)
+
+
+class Rotary:
+    """Rotary embedding with fixed frequencies, as the stock module computes it for short texts.
+
+    Args:
+        inv_freq: Inverse frequencies ``[rotary_dim / 2]``.
+        scaling: Factor of cos and sin (yarn, longrope), else 1.
+    """
+
+    def __init__(self, inv_freq: torch.Tensor, scaling: float = 1.0) -> None:
+        self.inv_freq, self.scaling = inv_freq.float(), scaling
+
+    def table(self, position: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin at integer positions ``[n]``: two of ``[n, 1, rotary_dim]``."""
+        angles = position[:, None].float() * self.inv_freq.to(position.device)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+
+
+def rotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate ``[n, heads, head_dim]`` (its first ``rotary_dim`` channels) by a table."""
+    cos, sin = table
+    width = cos.shape[-1]
+    head, rest = x[..., :width], x[..., width:]
+    first, second = head.chunk(2, dim=-1)
+    rotated = head * cos + torch.cat((-second, first), dim=-1) * sin
+    return rotated if rest.shape[-1] == 0 else torch.cat((rotated, rest), dim=-1)
+
+
+def unrotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], scaling: float) -> torch.Tensor:
+    """Undo :func:`rotate` (computed in float32)."""
+    cos, sin = (part.float() / scaling**2 for part in table)
+    return rotate(x.float(), (cos, -sin)).to(x.dtype)
+
+
+class _OnDevice:
+    """A plan and its rotary tables on one device, and the masks made from them."""
+
+    def __init__(self, plan: Plan, rotary: Rotary, device: torch.device, dtype: torch.dtype) -> None:
+        self.plan = plan.to(device)
+        self.memo: dict[Any, Any] = {}
+        kinds = ("raw", "beacon", "raw_slots", "beacon_slots", "commits")
+        self.tables = {kind: rotary.table(getattr(self.plan, kind).position, dtype) for kind in kinds}
+        self.runs = {kind: _run(getattr(plan, kind)) for kind in (*kinds[2:], "opens")}
+
+    def take(self, pool: torch.Tensor, kind: str) -> torch.Tensor:
+        """The pool's entries of one kind; a view where they are one run."""
+        run = self.runs[kind]
+        if run is not None:
+            return pool[run]
+        keys: Keys = getattr(self.plan, kind)
+        return pool.index_select(0, keys.pool)
+
+
+def _run(keys: Keys) -> slice | None:
+    count = len(keys)
+    if count == 0:
+        return slice(0, 0)
+    first = int(keys.pool[0])
+    whole = torch.equal(keys.pool, torch.arange(first, first + count))
+    return slice(first, first + count) if whole else None
+
+
+class BeaconPass:
+    """One pass through all layers: the plan, what each layer has kept, and what it keeps next.
+
+    It travels as a keyword of the model call, so nothing on a module is state, and the recomputation of a
+    checkpointed layer sees the same plan. Deliberately no dataclass and without ``to``: parallel engines copy or
+    move such arguments.
+
+    Args:
+        plan: Who sees whom.
+        stores: What each layer has kept, by layer index; empty for a new text.
+        rotary: The model's rotary embedding.
+        attend: Implementation of attention.
+        outputs: Whether anybody reads the last layer's raw outputs.
+    """
+
+    def __init__(
+        self, plan: Plan, stores: list[LayerStore], rotary: Rotary, attend: AttentionPath, outputs: bool
+    ) -> None:
+        self.plan, self.stores, self.rotary, self.attend, self.outputs = plan, stores, rotary, attend, outputs
+        self.kept: dict[int, LayerStore] = {}
+        self.beacon_input: torch.Tensor | None = None
+        self._devices: dict[tuple[torch.device, torch.dtype], _OnDevice] = {}
+
+    @property
+    def raw_tokens(self) -> int:
+        """Raw tokens of the pass (packed before the beacons)."""
+        return len(self.plan.raw)
+
+    def on(self, like: torch.Tensor) -> _OnDevice:
+        """Plan and tables where ``like`` lives."""
+        key = (like.device, like.dtype)
+        if key not in self._devices:
+            self._devices[key] = _OnDevice(self.plan, self.rotary, *key)
+        return self._devices[key]
+
+    def for_last_layer(self, beacon_input: torch.Tensor) -> BeaconPass:
+        """The same pass for the last layer, whose beacons stop at keys and values."""
+        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs)
+        last.kept, last._devices, last.beacon_input = self.kept, self._devices, beacon_input
+        return last
+
+
+class BeaconAttention(nn.Module):
+    """Mixed into a stock attention class: condensed attention where a ``beacon_pass`` comes along."""
+
+    beacon_family: Family
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Stock attention, or ``([1, n, hidden], None)`` for the packed tokens of a pass."""
+        beacon_pass = kwargs.pop("beacon_pass", None)
+        if beacon_pass is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self.read(hidden_states[0], beacon_pass)[None], None
+
+    def read(self, hidden: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
+        """Attend and keep this layer's new memory.
+
+        Args:
+            hidden: ``[n_raw + n_beacon, hidden]``; in the last layer ``[n_raw, hidden]``.
+            beacon_pass: The pass.
+
+        Returns:
+            ``[n, hidden]`` for the same tokens; without rows if nobody reads the last layer's.
+        """
+        last = beacon_pass.beacon_input is not None
+        raw = hidden[: beacon_pass.raw_tokens]
+        beacon = beacon_pass.beacon_input if last else hidden[beacon_pass.raw_tokens :]
+        wanted = beacon_pass.outputs or not last
+        raw_q, raw_k, raw_v = self.project(raw, own=False, queries=wanted)
+        beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
+        inputs = self._keep(beacon_pass, (raw_k, beacon_k), (raw_v, beacon_v))
+        if raw_q is None:
+            return raw[:0]
+        here = beacon_pass.on(raw_q)
+        rotated = AttentionInputs(
+            rotate(raw_q, here.tables["raw"]),
+            None if beacon_q is None else rotate(beacon_q, here.tables["beacon"]),
+            *inputs,
+            scale=self.scaling,
+            memo=here.memo,
+        )
+        raw_out, beacon_out = beacon_pass.attend(rotated, here.plan)
+        out: torch.Tensor = self.o_proj(raw_out.flatten(1))
+        if beacon_out is None:
+            return out
+        own_o = getattr(self, "beacon_o_proj", self.o_proj)
+        return torch.cat([out, own_o(beacon_out.flatten(1))])
+
+    def project(
+        self, hidden: torch.Tensor, *, own: bool, queries: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """q (or None), k, v as ``[n, heads, head_dim]``, normed but not rotated; ``own`` takes the beacons' copies."""
+        names = ("q", "k", "v")[not queries :]
+        mine = {name: getattr(self, f"beacon_{name}_proj", None) if own else None for name in names}
+        family = self.beacon_family
+        if family.fused_qkv and None in mine.values():
+            stock = dict(zip(("q", "k", "v"), split_qkv(self, getattr(self, family.fused_qkv)(hidden)), strict=True))
+        else:
+            stock = {}
+        out: dict[str, torch.Tensor | None] = {"q": None}
+        for name, projection in mine.items():
+            if projection is not None:
+                x = projection(hidden)
+            else:
+                x = stock[name] if stock else getattr(self, f"{name}_proj")(hidden)
+            norm = getattr(self, f"{name}_norm") if family.qk_norm and name != "v" else None
+            if norm is not None and family.qk_norm == "all":
+                x = norm(x)
+            x = x.unflatten(-1, (-1, self.head_dim))
+            out[name] = norm(x) if norm is not None and family.qk_norm == "head" else x
+        k, v = out["k"], out["v"]
+        assert k is not None and v is not None
+        return out["q"], k, v
+
+    def _keep(
+        self, beacon_pass: BeaconPass, new_k: tuple[torch.Tensor, ...], new_v: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Rotate keys into both frames, keep memory and open window; returns the stores attention reads."""
+        here, index = beacon_pass.on(new_k[0]), self.layer_idx
+        plan = here.plan
+        old = beacon_pass.stores[index] if beacon_pass.stores else LayerStore.empty(plan.rows, new_k[0])
+        k, v = torch.cat([*old.open_k, *new_k]), torch.cat([*old.open_v, *new_v])
+        commit_k = rotate(here.take(k, "commits"), here.tables["commits"]).split(plan.commit_counts)
+        commit_v = here.take(v, "commits").split(plan.commit_counts)
+        memory_k = [torch.cat(pair) if len(pair[1]) else pair[0] for pair in zip(old.memory_k, commit_k, strict=True)]
+        memory_v = [torch.cat(pair) if len(pair[1]) else pair[0] for pair in zip(old.memory_v, commit_v, strict=True)]
+        open_k = [part.clone() for part in here.take(k, "opens").split(plan.open_counts)]
+        open_v = [part.clone() for part in here.take(v, "opens").split(plan.open_counts)]
+        beacon_pass.kept[index] = LayerStore(memory_k, memory_v, open_k, open_v)
+        raw_k = rotate(here.take(k, "raw_slots"), here.tables["raw_slots"])
+        beacon_k = rotate(here.take(k, "beacon_slots"), here.tables["beacon_slots"])
+        return raw_k, here.take(v, "raw_slots"), beacon_k, here.take(v, "beacon_slots"), memory_k, memory_v
+
+
+def split_qkv(attention: Any, fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split the last dimension of a fused projection (or its weight, transposed) into q, k and v."""
+    config, width = attention.config, attention.head_dim
+    sizes = [config.num_attention_heads * width, *[config.num_key_value_heads * width] * 2]
+    return fused.split(sizes, dim=-1)
+
+
+class LastLayer(nn.Module):
+    """Mixed into the stock class of the last decoder layer: beacons stop at their keys and values."""
+
+    beacon_family: Family
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The stock layer, or ``[1, n_raw, hidden]`` for a pass (no rows where nobody reads them)."""
+        beacon_pass: BeaconPass | None = kwargs.pop("beacon_pass", None)
+        if beacon_pass is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        norm_name = self.beacon_family.attention_norm
+        norm = nn.Identity() if norm_name is None else getattr(self, norm_name)
+        count = beacon_pass.raw_tokens
+        raw, beacon = hidden_states[:, :count], hidden_states[0, count:]
+        last = beacon_pass.for_last_layer(norm(beacon))
+        if not beacon_pass.outputs:
+            self.self_attn.read(norm(raw)[0], last)
+            return raw[:, :0]
+        return super().forward(raw, *args, beacon_pass=last, **kwargs)

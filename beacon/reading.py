@@ -1,0 +1,207 @@
+"""Read new text into a cache: plan it, run it through the model pass by pass, keep what stays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from beacon.attention import choose_path, load_path
+from beacon.cache import BeaconCache
+from beacon.modules import BeaconPass, LayerStore, Rotary
+from beacon.plan import RowState, Span, WindowStep, build_plan, schedule
+from beacon.policies import RatioRequest, choose_ratio
+from beacon.text import NewText
+
+PASS_TOKENS = 8192
+
+
+@dataclass
+class Itinerary:
+    """What a call is going to read, decided before anything is computed or changed.
+
+    Args:
+        text: The new tokens.
+        steps: Window steps per row, each with the row's state after it.
+        ratios: Explicit ratios in force.
+        span: keep_first and keep_from in force.
+        expected_length: Expected length in force.
+    """
+
+    text: NewText
+    steps: list[list[tuple[WindowStep, RowState]]]
+    ratios: int | tuple[int, ...] | None
+    span: Span
+    expected_length: int | None
+
+    @property
+    def condenses(self) -> bool:
+        """Whether any beacon is read."""
+        return any(step.beacon_hi for row in self.steps for step, _ in row)
+
+
+class HiddenStates:
+    """Final hidden states of some of a call's packed text tokens.
+
+    Args:
+        values: ``[m, hidden]``.
+        places: Place in the packed text of each, int64 on the CPU.
+    """
+
+    def __init__(self, values: torch.Tensor, places: torch.Tensor) -> None:
+        order = places.argsort()
+        in_order = torch.equal(order, torch.arange(len(order)))
+        self.values = values if in_order else values[order.to(values.device)]
+        self.places = places if in_order else places[order]
+
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """States of the tokens at ``places`` (which must be held): ``[len(places), hidden]``."""
+        if torch.equal(places, self.places):
+            return self.values
+        return self.values[torch.searchsorted(self.places, places).to(self.values.device)]
+
+
+def plan_call(
+    cache: BeaconCache,
+    text: NewText,
+    *,
+    ratios: int | tuple[int, ...] | None,
+    span: Span,
+    expected_length: int | None,
+    native_context: int,
+    text_ends: bool,
+) -> Itinerary:
+    """Cut the new text of every row into windows and choose their ratios.
+
+    Raises:
+        ValueError: ``ratios`` names fewer windows than the text fills.
+    """
+    config = cache.config
+    steps = []
+    for row, (state, count) in enumerate(zip(cache.states, text.counts, strict=True)):
+        known = state.tokens + count
+        length = known if expected_length is None else max(expected_length, known)
+
+        def choose(at: RowState, row: int = row, length: int = length) -> int:
+            window = len(at.ratios)
+            if isinstance(ratios, int):
+                return ratios
+            if ratios is not None:
+                if window >= len(ratios):
+                    raise ValueError(
+                        f"ratios must name every window of the text, got {len(ratios)} and row {row} needs one for "
+                        f"window {window}; pass a longer list or an int."
+                    )
+                return ratios[window]
+            request = RatioRequest(config, native_context, at.row, window, length, at.memory, at.ratios)
+            ratio = choose_ratio(request)
+            _warn_if_overfull(cache, request, ratio)
+            return ratio
+
+        steps.append(schedule(config, state, count, choose, row=row, span=span, text_ends=text_ends))
+    return Itinerary(text, steps, ratios, span, expected_length)
+
+
+def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> None:
+    config = request.config
+    entries = config.step // ratio if ratio else config.step
+    need = request.memory + entries + config.window
+    if config.ratio_policy != "adaptive" or need <= request.native_context or cache.warned:
+        return
+    cache.warned = True
+    warnings.warn(
+        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens within the native context: "
+        f"memory {request.memory} + {entries} new entries + window {config.window} = {need} > {request.native_context}; "
+        "quality may suffer, add a larger ratio.",
+        stacklevel=6,
+    )
+
+
+def read(
+    model: Any,
+    rotary: Rotary,
+    cache: BeaconCache,
+    trip: Itinerary,
+    wanted: torch.Tensor,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[HiddenStates, BeaconCache]:
+    """Read a planned call through the model's decoder stack.
+
+    Args:
+        model: The wrapped model.
+        rotary: Its rotary embedding.
+        cache: What has been read; left as it is.
+        trip: The planned call.
+        wanted: Which text tokens' final hidden states somebody reads, bool ``[n]`` over the packed text, CPU.
+        progress: Called with (tokens read, tokens in all) after every pass.
+
+    Returns:
+        Final hidden states of the passes in which somebody reads any, and the cache afterwards.
+    """
+    text, config = trip.text, cache.config
+    packed = text.pack(text.ids)
+    counts = text.counts
+    first = torch.tensor([0, *counts]).cumsum(0).tolist()
+    after = cache.fork()
+    after.stores = cache.condensed_stores(rotary)
+    after.stock, after.stock_positions = None, []
+    states = list(cache.states)
+    rows = range(len(states))
+    begun = [state.tokens for state in states]
+    segment = _segment(config.segment, config.window, len(states))
+    hidden: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    done = 0
+    for low in range(0, max(len(steps) for steps in trip.steps), segment):
+        steps = [row_steps[low : low + segment] for row_steps in trip.steps]
+        ends = [steps[row][-1][1] if steps[row] else states[row] for row in rows]
+        plan = build_plan(config, states, [[step for step, _ in row_steps] for row_steps in steps], ends)
+        at = torch.cat(
+            [
+                torch.arange(first[row] + states[row].tokens - begun[row], first[row] + ends[row].tokens - begun[row])
+                for row in rows
+            ]
+        )
+        outputs = bool(wanted[at].any())
+        after.attention_path = choose_path(config.attention_path, packed.device, plan)
+        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(after.attention_path), outputs)
+        out = _run(model, packed[at.to(packed.device)], beacon_pass)
+        after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
+        states = ends
+        done += len(at)
+        if outputs:
+            hidden.append(out)
+            places.append(at)
+        if progress is not None:
+            progress(done, len(packed))
+    after.states = states
+    return HiddenStates(torch.cat(hidden), torch.cat(places)), after
+
+
+def _segment(configured: int | None, window: int, rows: int) -> int:
+    """Windows per pass: all of them while gradients are recorded, else about ``PASS_TOKENS`` tokens."""
+    if configured is not None:
+        return configured
+    if torch.is_grad_enabled():
+        return 1 << 30
+    return max(1, PASS_TOKENS // (window * rows))
+
+
+def _run(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
+    """One pass through the decoder stack: ``[n_raw, hidden]`` (no rows if nobody reads them)."""
+    body = model.model
+    raw = body.embed_tokens(ids)
+    beacon = body.beacon_embed_tokens.weight.to(raw).expand(len(beacon_pass.plan.beacon), -1)
+    embeds = torch.cat([raw, beacon])[None]
+    out = body(
+        inputs_embeds=embeds,
+        attention_mask=embeds.new_zeros(1, 1, 1, 1),  # 4-D: Hugging Face hands it on and builds no mask of its own
+        position_ids=torch.arange(embeds.shape[1], device=embeds.device)[None],
+        use_cache=False,
+        beacon_pass=beacon_pass,
+    )
+    hidden: torch.Tensor = out.last_hidden_state[0]
+    return hidden

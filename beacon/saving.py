@@ -1,0 +1,202 @@
+"""Adapters on disk: beacon weights and configuration, safetensors and JSON only. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from beacon.config import BeaconConfig
+from beacon.model import CONFIG_FILE, BeaconModel, base_fingerprint
+from beacon.wrapping import beacon_parameters, new_parameter_shapes, wrap
+
+WEIGHTS_FILE = "beacon_model.safetensors"
+CHECKPOINT_FILE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write the beacon weights and configuration of a wrapped model (written whole, then renamed).
+
+    Args:
+        model: A wrapped model.
+        folder: Where to; made if missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: ``model`` is not wrapped.
+        ValueError: A weight is NaN or inf, or the ratio policy is a callable.
+    """
+    if not isinstance(model, BeaconModel):
+        raise TypeError(f"save_adapter() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
+    manifest = model.beacon_manifest()
+    weights = {name: p.detach().to("cpu").contiguous() for name, p in beacon_parameters(model).items()}
+    _check_finite(weights)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{WEIGHTS_FILE}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS_FILE)
+    partial = folder / f".{CONFIG_FILE}.partial"
+    partial.write_text(manifest)
+    partial.replace(folder / CONFIG_FILE)
+    return folder
+
+
+def load_adapter(hf_model: Any, folder_or_hub_id: str | os.PathLike[str], **overrides: Any) -> Any:
+    """Wrap a stock model with a saved adapter.
+
+    Args:
+        hf_model: The base model that the adapter was trained for.
+        folder_or_hub_id: A folder written by :func:`save_adapter` or by ``save_pretrained`` of a wrapped model, or a
+            hub id of one.
+        **overrides: Fields of the configuration to change, for example ``attention_path="sdpa"``.
+
+    Returns:
+        The same object, wrapped.
+
+    Raises:
+        FileNotFoundError: The folder or one of its files is missing.
+        ValueError: Made for another base, damaged files, missing or unknown weights, NaN.
+    """
+    folder = _resolve(folder_or_hub_id)
+    values = _read_json(folder / CONFIG_FILE)
+    base = values.pop("base", None)
+    config = BeaconConfig.from_dict(values, **overrides)
+    if base is not None and base != base_fingerprint(hf_model):
+        mine = base_fingerprint(hf_model)
+        wrong = [f"{key} {base.get(key)} (this model has {mine[key]})" for key in mine if base.get(key) != mine[key]]
+        raise ValueError(f"{folder} was made for another base: {', '.join(wrong)}; load it onto the model it is for.")
+    weights = _read_weights(folder)
+    _check_match(weights, new_parameter_shapes(hf_model, config), folder)
+    wrap(hf_model, config)
+    _assign(hf_model, weights)
+    return hf_model
+
+
+def load_reference(model: Any, path: str | os.PathLike[str]) -> Any:
+    """Take beacon weights under the reference implementation's parameter names into a wrapped model.
+
+    Args:
+        model: A wrapped model whose ``projections`` match the checkpoint.
+        path: A safetensors file, or a folder with one or several (sharded, with or without index).
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: No such file.
+        TypeError: ``model`` is not wrapped.
+        ValueError: Missing, unknown or misshapen beacon weights, damaged files, pickles, NaN.
+    """
+    if not isinstance(model, BeaconModel):
+        raise TypeError(f"load_reference() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
+    weights = _read_weights(Path(path))
+    shapes = {name: tuple(p.shape) for name, p in beacon_parameters(model).items()}
+    _check_match(weights, shapes, Path(path))
+    _assign(model, weights)
+    return model
+
+
+def _resolve(source: str | os.PathLike[str]) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or isinstance(source, os.PathLike) or str(source).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {source}.")
+    return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; pass a folder written by beacon.save_adapter.")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{path} must be JSON, got a damaged file ({err}); save or download it again.") from err
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}; save or download it again.")
+    return values
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    for name in (WEIGHTS_FILE, CHECKPOINT_FILE):
+        if (path / name).exists():
+            return [path / name]
+    index = path / f"{CHECKPOINT_FILE}.index.json"
+    if index.exists():
+        names = set(_read_json(index).get("weight_map", {}).values())
+        return [path / name for name in sorted(names)]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = [file.name for file in path.iterdir() if file.suffix in PICKLES]
+        if pickles:
+            raise ValueError(f"weights must be safetensors, got {pickles[0]} in {path}; convert it, nothing is unpickled.")
+        raise FileNotFoundError(f"{path} has no safetensors file; pass a folder written by beacon.save_adapter.")
+    return files
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All beacon weights in a file or folder, on the CPU."""
+    weights: dict[str, torch.Tensor] = {}
+    for file in _weight_files(path):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing; save or download the folder again.")
+        if file.suffix in PICKLES:
+            raise ValueError(f"weights must be safetensors, got {file}; convert it, nothing is unpickled.")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    if ".beacon_" in f".{name}":
+                        weights[name] = opened.get_tensor(name)
+        except (SafetensorError, OSError) as err:
+            raise ValueError(
+                f"{file} must be a safetensors file, got a damaged or other one ({err}); save or download it again "
+                "(nothing is unpickled)."
+            ) from err
+    return weights
+
+
+def _check_match(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], source: Path) -> None:
+    missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
+    if missing:
+        raise ValueError(f"{source} must hold every beacon weight, {_some(missing)} not there; check projections.")
+    if unknown:
+        raise ValueError(f"{source} holds beacon weights this model has not: {_some(unknown)}; check projections.")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"{name} must have shape {list(shape)}, got {list(weights[name].shape)} in {source}; "
+                "the adapter is for another base."
+            )
+    _check_finite(weights)
+
+
+def _check_finite(weights: dict[str, torch.Tensor]) -> None:
+    bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise ValueError(f"weights must be finite, got NaN or inf in {_some(bad)}; train or download again.")
+
+
+def _assign(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in beacon_parameters(model).items():
+            parameter.copy_(weights[name])
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,193 @@
+"""From the arguments of a call to the new text tokens of every row: padding stripped, known prefixes removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from beacon.cache import BeaconCache
+from beacon.config import check_ratio
+from beacon.plan import RowState
+
+
+@dataclass(frozen=True)
+class NewText:
+    """The new columns of a call and the text tokens in them.
+
+    Args:
+        ids: Token ids of the new columns, ``[rows, columns]``.
+        mask: Which of them are text (bool, CPU), or None if all are.
+        skipped: Columns at the start of ``input_ids`` that the cache had read already.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    skipped: int
+
+    @property
+    def counts(self) -> list[int]:
+        """Text tokens per row."""
+        rows, columns = self.ids.shape
+        return [columns] * rows if self.mask is None else [int(n) for n in self.mask.sum(dim=1)]
+
+    def pack(self, columns: torch.Tensor) -> torch.Tensor:
+        """The text entries of ``[rows, columns, ...]``, row after row."""
+        flat = columns.flatten(0, 1)
+        return flat if self.mask is None else flat[self.index.to(flat.device)]
+
+    @property
+    def index(self) -> torch.Tensor:
+        """Place of every text token in the flattened columns, int64 on the CPU."""
+        if self.mask is None:
+            return torch.arange(self.ids.numel())
+        return self.mask.flatten().nonzero()[:, 0]
+
+
+def check_ids(input_ids: Any) -> torch.Tensor:
+    """Return ``input_ids`` if it is a non-empty integer tensor ``[rows, columns]``.
+
+    Raises:
+        TypeError: Not an integer tensor.
+        ValueError: Wrong number of dimensions or empty.
+    """
+    if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise TypeError(
+            f"input_ids must be an integer tensor [batch, seqlen], got {_what(input_ids)}; "
+            "pass tokenizer(text, return_tensors='pt').input_ids."
+        )
+    if input_ids.ndim != 2:
+        raise ValueError(
+            f"input_ids must have shape [batch, seqlen], got {tuple(input_ids.shape)}; add a batch dimension with [None]."
+        )
+    if input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids must hold at least one token, got shape {tuple(input_ids.shape)}; pass some text (with a cache: "
+            "what is new)."
+        )
+    return input_ids
+
+
+def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: BeaconCache, vocab: int) -> NewText:
+    """Find what is new in a call.
+
+    Args:
+        input_ids: The whole text (its beginning is what the cache has read) or only what is new.
+        attention_mask: 1 for text, 0 for padding; over all columns so far or over ``input_ids``; None: no padding.
+        cache: What has been read, with as many rows.
+        vocab: Number of token ids the model knows.
+
+    Raises:
+        ValueError: Mask of another shape, nothing new, a text that departs from the one read, a row without text, or
+            token ids out of range.
+    """
+    rows, columns = input_ids.shape
+    past = cache.columns.count
+    mask = _check_mask(attention_mask, rows, columns, past)
+    only_new = past == 0 or columns == 1 or (mask is not None and mask.shape[1] == past + columns)
+    skipped = 0 if only_new else _known_prefix(input_ids, cache)
+    ids = input_ids[:, skipped:]
+    if mask is not None:
+        synchronises = mask.device.type != "cpu"
+        mask = None if columns == 1 and past and synchronises else mask[:, -ids.shape[1] :].bool().cpu()
+        mask = None if mask is None or bool(mask.all()) else mask
+    text = NewText(ids, mask, skipped)
+    for row, (count, state) in enumerate(zip(text.counts, cache.states, strict=True)):
+        if count + state.tokens == 0:
+            raise ValueError(f"every row needs at least one text token, got only padding in row {row}; drop that row.")
+    if sum(text.counts) == 0:
+        raise ValueError("at least one row needs new text, got only padding; pass what is new.")
+    if ids.shape[1] > 1 or past == 0:
+        packed = text.pack(ids)
+        low, high = int(packed.min()), int(packed.max())
+        if low < 0 or high >= vocab:
+            raise ValueError(
+                f"token ids must lie in [0, {vocab}), got {low if low < 0 else high}; use this model's own tokenizer."
+            )
+    return text
+
+
+def _check_mask(mask: Any, rows: int, columns: int, past: int) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        raise TypeError(f"attention_mask must be a tensor [batch, columns], got {_what(mask)}; pass the tokenizer's.")
+    if mask.shape[0] != rows or mask.shape[1] not in (columns, past + columns):
+        wanted = f"{[rows, columns]}" if past == 0 else f"{[rows, columns]} or {[rows, past + columns]}"
+        raise ValueError(
+            f"attention_mask must have shape {wanted}, got {list(mask.shape)}; give one value per column read so far."
+        )
+    return mask
+
+
+def _known_prefix(input_ids: torch.Tensor, cache: BeaconCache) -> int:
+    """How many leading columns of ``input_ids`` the cache has read: all of them or 0.
+
+    Raises:
+        ValueError: Nothing new, or the text departs from the one read.
+    """
+    known, mask = cache.columns.read()
+    ids = input_ids.to("cpu", torch.int32)
+    past, columns = known.shape[1], ids.shape[1]
+    width = min(past, columns)
+    same = (ids[:, :width] == known[:, :width]) | ~mask[:, :width]
+    departs = [width if bool(row.all()) else int(row.long().argmin()) for row in same]
+    first = min(departs)
+    hint = (
+        "to read it as new text all the same, pass an attention_mask over all columns, those read before and these "
+        f"({past} + {columns})"
+    )
+    if first == width:
+        if columns > past:
+            return past
+        raise ValueError(
+            f"input_ids must bring something new, got {columns} columns that the cache has read already (it holds "
+            f"{past}); pass what follows, or fork() a cache before you read on. {hint[0].upper()}{hint[1:]}."
+        )
+    if first >= 2 and (columns > past or first >= columns // 2):
+        row = departs.index(first)
+        raise ValueError(
+            f"input_ids must begin with the text read before or hold only what is new, got row {row} that departs "
+            f"from it at token {first} ({int(ids[row, first])} instead of {int(known[row, first])}); {hint}."
+        )
+    return 0
+
+
+def check_ratios(ratios: Any, stride: int, states: Sequence[RowState]) -> int | tuple[int, ...]:
+    """Validate ratios given with a call against the stride and the windows condensed already.
+
+    Raises:
+        TypeError: Not an int or a flat sequence of ints.
+        ValueError: A ratio does not divide the stride, or contradicts a window condensed already.
+    """
+    if isinstance(ratios, torch.Tensor):
+        ratios = ratios.tolist()
+    if isinstance(ratios, bool) or not isinstance(ratios, (int, list, tuple)):
+        raise TypeError(f"ratios must be an int or a list with one int per window, got {_what(ratios)}.")
+    if isinstance(ratios, int):
+        check_ratio(ratios, stride)
+    else:
+        ratios = tuple(check_ratio(ratio, stride) for ratio in ratios)
+    for row, state in enumerate(states):
+        done = state.ratios if state.open_ratio is None else (*state.ratios, state.open_ratio)
+        for window, used in enumerate(done):
+            given = ratios if isinstance(ratios, int) else ratios[window] if window < len(ratios) else None
+            if given is None:
+                raise ValueError(
+                    f"ratios must name every window from the beginning of the text, got {len(ratios)} for "
+                    f"{len(done)} windows read in row {row}; pass the earlier ones too."
+                )
+            if given != used:
+                raise ValueError(
+                    f"ratios must repeat those of windows read before, got {given} for window {window} of row {row}, "
+                    f"which was read at ratio {used}; ratios count from the beginning of the text."
+                )
+    return ratios
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r}"[:120]

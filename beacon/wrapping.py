@@ -1,0 +1,240 @@
+"""Turn a stock model into a long-context one in place, and back."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from beacon.config import BeaconConfig
+from beacon.families import Family, family_of, trained_context
+from beacon.model import BeaconModel, Wrapping
+from beacon.modules import BeaconAttention, LastLayer, split_qkv
+
+EMBEDDING = "beacon_embed_tokens"
+
+
+def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
+    """Give a stock causal LM beacons, in place.
+
+    The base is frozen; beacon projections start as copies of the base's (dequantised if need be), the beacon
+    embedding as the eos token's (first of a list; else bos; else the mean of all).
+
+    Args:
+        hf_model: A causal LM of a supported family.
+        config: How it reads; None for the defaults.
+
+    Returns:
+        The same object, still an instance of its Hugging Face class.
+
+    Raises:
+        NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model.
+        TypeError: Not a causal LM, or config of another type.
+        ValueError: Wrapped already, window beyond the native context, NaN in the weights to copy.
+    """
+    config = BeaconConfig() if config is None else config
+    if not isinstance(config, BeaconConfig):
+        raise TypeError(f"config must be a BeaconConfig, got {type(config).__name__}; build one with BeaconConfig(...).")
+    family = _check_model(hf_model)
+    native = config.native_context or trained_context(hf_model.config)
+    native = min(native, trained_context(hf_model.config)) if _is_longrope(hf_model) else native
+    if config.window > native:
+        raise ValueError(
+            f"window must fit the native context, got window={config.window} and native context {native} of "
+            f"{type(hf_model).__name__}; lower window."
+        )
+    attentions = [layer.self_attn for layer in hf_model.model.layers]
+    with torch.no_grad():
+        # Everything that can fail comes before the first change.
+        projections = [_new_projections(attention, family, config, n) for n, attention in enumerate(attentions)]
+        embedding = _new_embedding(hf_model)
+    trainable = frozenset(name for name, parameter in hf_model.named_parameters() if parameter.requires_grad)
+
+    hf_model.requires_grad_(False)
+    for attention, own in zip(attentions, projections, strict=True):
+        for name, projection in own.items():
+            attention.add_module(f"beacon_{name}_proj", projection.train(attention.training))
+        _adopt(attention, BeaconAttention, family)
+    _adopt(hf_model.model.layers[-1], LastLayer, family)
+    hf_model.model.add_module(EMBEDDING, embedding.train(hf_model.model.training))
+    _adopt(hf_model, BeaconModel, family)
+    hf_model.beacon_wrapping = Wrapping(config, family, native, uuid.uuid4().hex, trainable)
+    return hf_model
+
+
+def unwrap(model: Any) -> Any:
+    """Take the beacons away again: bit for bit the stock model.
+
+    Args:
+        model: A wrapped model.
+
+    Returns:
+        The same object with its stock class, state dict and ``requires_grad`` flags.
+
+    Raises:
+        TypeError: ``model`` is not wrapped.
+    """
+    if not isinstance(model, BeaconModel):
+        raise TypeError(f"unwrap() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
+    trainable = model.beacon_wrapping.trainable
+    for layer in model.model.layers:
+        for name in ("q", "k", "v", "o"):
+            if hasattr(layer.self_attn, f"beacon_{name}_proj"):
+                delattr(layer.self_attn, f"beacon_{name}_proj")
+        _release(layer.self_attn)
+    _release(model.model.layers[-1])
+    delattr(model.model, EMBEDDING)
+    del model.__dict__["beacon_wrapping"]
+    _release(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model
+
+
+def beacon_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters that :func:`wrap` added, by their full names."""
+    return {name: p for name, p in model.named_parameters() if ".beacon_" in f".{name}"}
+
+
+def new_parameter_shapes(hf_model: Any, config: BeaconConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters that :func:`wrap` would add."""
+    _check_model(hf_model)
+    own = hf_model.config
+    width = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    inner, outer = own.num_attention_heads * width, (own.num_key_value_heads or own.num_attention_heads) * width
+    sizes = {"q": (inner, own.hidden_size), "k": (outer, own.hidden_size), "v": (outer, own.hidden_size)}
+    sizes["o"] = (own.hidden_size, inner)
+    shapes: dict[str, tuple[int, ...]] = {f"model.{EMBEDDING}.weight": (1, own.hidden_size)}
+    for number, layer in enumerate(hf_model.model.layers):
+        for name in config.projections:
+            prefix = f"model.layers.{number}.self_attn.beacon_{name}_proj"
+            shapes[f"{prefix}.weight"] = sizes[name]
+            source = getattr(layer.self_attn, f"{name}_proj", None)
+            if source is not None and getattr(source, "bias", None) is not None:
+                shapes[f"{prefix}.bias"] = sizes[name][:1]
+    return shapes
+
+
+# -- checks --------------------------------------------------------------------------------------------------------
+
+
+def _check_model(hf_model: Any) -> Family:
+    if isinstance(hf_model, BeaconModel):
+        raise ValueError("the model is wrapped already; call beacon.unwrap(model) first to wrap it anew.")
+    kind = type(hf_model).__name__
+    if "Peft" in kind or hasattr(hf_model, "peft_config"):
+        raise NotImplementedError(
+            f"a PEFT model ({kind}) cannot be wrapped; merge its adapter first with model.merge_and_unload()."
+        )
+    if not isinstance(hf_model, nn.Module) or not hasattr(hf_model, "config"):
+        raise TypeError(f"wrap() takes a Hugging Face causal LM, got {kind}; load one with AutoModelForCausalLM.")
+    family = family_of(hf_model.config)
+    body = getattr(hf_model, "model", None)
+    if body is None or not hasattr(hf_model, "lm_head") or not hasattr(body, "layers"):
+        raise TypeError(
+            f"wrap() takes a causal LM with its head, got {kind}; load it with AutoModelForCausalLM.from_pretrained."
+        )
+    return family
+
+
+def _is_longrope(hf_model: Any) -> bool:
+    return (getattr(hf_model.config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
+
+
+# -- new parameters ------------------------------------------------------------------------------------------------
+
+
+def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer: int) -> dict[str, nn.Linear]:
+    own = {}
+    for name in config.projections:
+        fused = family.fused_qkv if name != "o" else None
+        weight, bias = _dense(getattr(attention, fused or f"{name}_proj"))
+        if fused is not None:
+            place = "qkv".index(name)
+            weight = split_qkv(attention, weight.T)[place].T.contiguous()
+            bias = None if bias is None else split_qkv(attention, bias)[place].clone()
+        if not bool(torch.isfinite(weight).all()) or (bias is not None and not bool(torch.isfinite(bias).all())):
+            raise ValueError(
+                f"weights must be finite, got NaN or inf in model.layers.{layer}.self_attn.{fused or name + '_proj'}; "
+                "check the checkpoint."
+            )
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias)
+        own[name] = linear
+    return own
+
+
+def _dense(projection: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a linear module in floating point, copied, where it computes.
+
+    A quantised or otherwise special module is asked for its rows: its output for unit vectors is its weight.
+    """
+    bias = getattr(projection, "bias", None)
+    hook = getattr(projection, "_hf_hook", None)
+    weight = projection.weight
+    if type(projection) is nn.Linear and weight.is_floating_point() and not weight.is_meta:
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
+    device = getattr(hook, "execution_device", None)
+    device = weight.device if device is None else device
+    floats = [p.dtype for p in projection.parameters() if p.is_floating_point()]
+    dtype = getattr(projection, "compute_dtype", None) or (floats[0] if floats else torch.get_default_dtype())
+    width = projection.in_features
+    unit = torch.eye(width, device=device, dtype=dtype)
+    zero = projection(torch.zeros(1, width, device=device, dtype=dtype))[0]
+    weight = (projection(unit) - zero).T.contiguous()
+    return weight.detach().clone(), None if bias is None else zero.detach().clone()
+
+
+def _new_embedding(hf_model: Any) -> nn.Embedding:
+    table = hf_model.model.embed_tokens
+    eos, bos = hf_model.config.eos_token_id, hf_model.config.bos_token_id
+    token = eos[0] if isinstance(eos, (list, tuple)) and eos else eos
+    token = bos if token is None or isinstance(token, (list, tuple)) else token
+    if table.weight.is_meta:
+        device = table._hf_hook.execution_device
+        rows = table(torch.arange(table.num_embeddings, device=device) if token is None else torch.tensor([token]))
+        row = rows.mean(dim=0, keepdim=True)
+    else:
+        weight = table.weight.detach()
+        row = weight.mean(dim=0, keepdim=True) if token is None else weight[token : token + 1]
+    if not bool(torch.isfinite(row).all()):
+        raise ValueError(
+            f"weights must be finite, got NaN or inf in model.embed_tokens (row {token}); check the checkpoint."
+        )
+    embedding = nn.Embedding(1, row.shape[1], device="meta")
+    embedding.weight = nn.Parameter(row.clone())
+    return embedding
+
+
+# -- classes -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _mixed(mixin: type, stock: type, family: Family) -> type:
+    """A subclass of both under the stock class's name (FSDP, save_pretrained and reports go by names)."""
+    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
+    return type(stock.__name__, (mixin, stock), {**names, "beacon_family": family, "beacon_stock": stock})
+
+
+def _adopt(module: nn.Module, mixin: type, family: Family) -> None:
+    module.__class__ = _mixed(mixin, type(module), family)
+    _rebind(module)
+
+
+def _release(module: nn.Module) -> None:
+    module.__class__ = type(module).beacon_stock  # type: ignore[attr-defined]
+    _rebind(module)
+
+
+def _rebind(module: nn.Module) -> None:
+    """Bring bound ``forward`` methods that hooks have stored on the module up to its class."""
+    for name in ("forward", "_old_forward"):
+        stored = module.__dict__.get(name)
+        if isinstance(stored, MethodType) and stored.__self__ is module:
+            module.__dict__[name] = MethodType(type(module).forward, module)

@@ -1,0 +1,95 @@
+"""Parity with the reference implementation's recorded numbers, through the public API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beacon.modules import unrotate
+from tests.golden_cases import Case, case_folders
+
+LOGITS = 1e-4
+GRADIENTS = 2e-5
+
+FOLDERS = case_folders()
+EVAL = [folder for folder in FOLDERS if not (folder / "grads.safetensors").exists()]
+TRAIN = [folder for folder in FOLDERS if (folder / "grads.safetensors").exists()]
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+    error = (ours - theirs).abs().max().item()
+    assert error < LOGITS, f"{what}: largest difference {error:.2e}"
+
+
+@pytest.mark.parametrize("folder", EVAL, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("path", ["auto", "reference"])
+def test_reads_as_the_reference(folder: Path, path: str) -> None:
+    case = Case.load(folder)
+    model = case.model(attention_path=path)
+    for run in case.spec["runs"]:
+        io = {name.removeprefix(run["prefix"]): t for name, t in case.io.items() if name.startswith(run["prefix"])}
+        ratios = [*run["ratios_prefill"], *run["ratios_decode"]]
+        call = {**case.call, "ratios": ratios} if ratios else case.call
+        with torch.no_grad():
+            cache, logits = None, []
+            for chunk in io["input_ids"].split(run["chunks"] or io["input_ids"].shape[1], dim=1):
+                out = model(chunk, past_key_values=cache, use_cache=True, **call)
+                cache = out.past_key_values
+                logits.append(out.logits)
+            _close(torch.cat(logits, dim=1), io["logits"], "logits")
+            _check_memory(model, cache, io)
+            for step, token in enumerate(io.get("gen_ids", torch.zeros(1, 0)).unbind(dim=1)):
+                out = model(token[:, None], past_key_values=cache, **call)
+                _close(out.logits[:, -1], io["gen_logits"][:, step], f"logits of decoded token {step}")
+
+
+def _check_memory(model, cache, io) -> None:
+    rotary = model.beacon_rotary()
+    state = cache.states[0]
+    stores = cache.condensed_stores(rotary)
+    for layer, store in enumerate(stores):
+        memory = torch.arange(state.memory)
+        k = unrotate(store.memory_k[0], rotary.table(memory, torch.float32), rotary.scaling)
+        k, v = torch.cat([k, store.open_k[0]]), torch.cat([store.memory_v[0], store.open_v[0]])
+        names = [name for name in ("sink", "beacon", "raw") if f"mem.{name}_k.{layer}" in io]
+        parts = [io[f"mem.{name}_k.{layer}"].shape[2] for name in names]
+        if not names:
+            continue
+        if sum(parts) != len(k) or model.beacon_config.placement == "interleave":
+            continue
+        theirs_k = torch.cat([io[f"mem.{name}_k.{layer}"][0] for name in names], dim=1).transpose(0, 1)
+        theirs_v = torch.cat([io[f"mem.{name}_v.{layer}"][0] for name in names], dim=1).transpose(0, 1)
+        _close(v, theirs_v, f"memory values of layer {layer}")
+        _close(k, theirs_k, f"memory keys of layer {layer}")
+
+
+@pytest.mark.parametrize("folder", TRAIN, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("segment", [None, 1, 2])
+@pytest.mark.parametrize("path", ["auto", "reference"])
+def test_trains_as_the_reference(folder: Path, segment: int | None, path: str) -> None:
+    case = Case.load(folder)
+    model = case.model(segment=segment, attention_path=path).train()
+    run = case.spec["runs"][0]
+    prefix = run["prefix"]
+    labels = case.io[prefix + "labels"].clone()
+    config = model.beacon_config
+    everything = config.placement == "interleave" and config.attention == "full-coverage"
+    if case.version == "v2" and not everything:
+        labels[:, : config.window] = -100
+    out = model(case.io[prefix + "input_ids"], labels=labels, ratios=run["ratios"])
+    assert out.past_key_values is None and out.logits is None
+    assert abs(out.loss.item() - case.io[prefix + "loss"].item()) < 1e-5
+    out.loss.backward()
+    gradients = load_file(folder / "grads.safetensors")
+    parameters = dict(model.named_parameters())
+    last = f"layers.{model.config.num_hidden_layers - 1}.self_attn.beacon_"
+    for name, theirs in gradients.items():
+        ours = parameters[name.removeprefix(prefix)].grad
+        if f"{last}q" in name or f"{last}o" in name:
+            assert ours is None and theirs.abs().max() == 0, name
+            continue
+        assert ours is not None, name
+        assert (ours - theirs).norm() <= GRADIENTS * theirs.norm(), name
