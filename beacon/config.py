@@ -234,7 +234,8 @@ class BeaconConfig:
         version = values.get("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
-                f"format_version must be at most {FORMAT_VERSION}, got {version!r}; upgrade activation-beacon to read it."
+                f"format_version must be at most {FORMAT_VERSION}, got {version!r}; "
+                "upgrade activation-beacon to read it."
             )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - {"format_version"})

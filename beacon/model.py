@@ -94,6 +94,9 @@ class BeaconModel(nn.Module):
     """Mixed into the stock class of a wrapped model."""
 
     beacon_wrapping: Wrapping
+    config: Any
+    model: Any
+    lm_head: Any
 
     @property
     def beacon_config(self) -> BeaconConfig:
@@ -246,8 +249,9 @@ class BeaconModel(nn.Module):
         Raises:
             ValueError: Right padding, nothing new, a text that departs from the cached one.
         """
+        stock: Any = super()
         if is_disabled(self):
-            return super().generate(inputs, *args, **kwargs)
+            return stock.generate(inputs, *args, **kwargs)
         ids = kwargs.get("input_ids", inputs)
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
@@ -264,7 +268,7 @@ class BeaconModel(nn.Module):
             _, known = cache.columns.read()
             fresh = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
             kwargs["attention_mask"] = torch.cat([known, fresh], dim=1).long().to(ids.device)
-        return super().generate(inputs, *args, **kwargs)
+        return stock.generate(inputs, *args, **kwargs)
 
     def _expand(self, original: BeaconCache, cache: BeaconCache, args: tuple[Any, ...], kwargs: Any) -> BeaconCache:
         """Give every beam or returned sequence a row of its own, in the caller's cache object."""
@@ -284,7 +288,8 @@ class BeaconModel(nn.Module):
         The folder loads as the stock model with ``from_pretrained`` (which reports the beacon weights as unexpected);
         :func:`beacon.load_adapter` then takes the beacon weights from the same folder.
         """
-        result = super().save_pretrained(save_directory, *args, **kwargs)
+        stock: Any = super()
+        result = stock.save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             (Path(save_directory) / CONFIG_FILE).write_text(self.beacon_manifest())
         return result
@@ -293,7 +298,7 @@ class BeaconModel(nn.Module):
         """What ``beacon_config.json`` holds: the configuration and the base's fingerprint."""
         return json.dumps({**json.loads(self.beacon_config.to_json()), "base": base_fingerprint(self)}, indent=2)
 
-    # -- parts -----------------------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------------------------
 
     def beacon_rotary(self) -> Rotary:
         """The rotary embedding with the frequencies the base has for short texts."""

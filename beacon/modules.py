@@ -160,6 +160,10 @@ class BeaconAttention(nn.Module):
     """Mixed into a stock attention class: condensed attention where a ``beacon_pass`` comes along."""
 
     beacon_family: Family
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    o_proj: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock attention, or ``([1, n, hidden], None)`` for the packed tokens of a pass."""
@@ -180,7 +184,7 @@ class BeaconAttention(nn.Module):
         """
         last = beacon_pass.beacon_input is not None
         raw = hidden[: beacon_pass.raw_tokens]
-        beacon = beacon_pass.beacon_input if last else hidden[beacon_pass.raw_tokens :]
+        beacon = hidden[beacon_pass.raw_tokens :] if beacon_pass.beacon_input is None else beacon_pass.beacon_input
         wanted = beacon_pass.outputs or not last
         raw_q, raw_k, raw_v = self.project(raw, own=False, queries=wanted)
         beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
@@ -259,6 +263,7 @@ class LastLayer(nn.Module):
     """Mixed into the stock class of the last decoder layer: beacons stop at their keys and values."""
 
     beacon_family: Family
+    self_attn: BeaconAttention
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The stock layer, or ``[1, n_raw, hidden]`` for a pass (no rows where nobody reads them)."""

@@ -40,7 +40,7 @@ class RatioRequest:
 
 def _draw(request: RatioRequest, *key: int) -> int:
     seed = "-".join(str(part) for part in (request.config.seed, request.row, *key))
-    return random.Random(seed).choice(request.config.ratios)  # noqa: S311 (reproducible, not secret)
+    return random.Random(seed).choice(request.config.ratios)
 
 
 def _fits(request: RatioRequest, ratio: int) -> bool:

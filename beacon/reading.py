@@ -11,7 +11,7 @@ import torch
 
 from beacon.attention import choose_path, load_path
 from beacon.cache import BeaconCache
-from beacon.modules import BeaconPass, LayerStore, Rotary
+from beacon.modules import BeaconPass, Rotary
 from beacon.plan import RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio
 from beacon.text import NewText
@@ -113,8 +113,9 @@ def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> 
         return
     cache.warned = True
     warnings.warn(
-        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens within the native context: "
-        f"memory {request.memory} + {entries} new entries + window {config.window} = {need} > {request.native_context}; "
+        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens within the native "
+        f"context: memory {request.memory} + {entries} new entries + window {config.window} = {need} > "
+        f"{request.native_context}; "
         "quality may suffer, add a larger ratio.",
         stacklevel=6,
     )

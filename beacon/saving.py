@@ -144,7 +144,9 @@ def _weight_files(path: Path) -> list[Path]:
     if not files:
         pickles = [file.name for file in path.iterdir() if file.suffix in PICKLES]
         if pickles:
-            raise ValueError(f"weights must be safetensors, got {pickles[0]} in {path}; convert it, nothing is unpickled.")
+            raise ValueError(
+                f"weights must be safetensors, got {pickles[0]} in {path}; convert it, nothing is unpickled."
+            )
         raise FileNotFoundError(f"{path} has no safetensors file; pass a folder written by beacon.save_adapter.")
     return files
 

@@ -60,12 +60,13 @@ def check_ids(input_ids: Any) -> torch.Tensor:
         )
     if input_ids.ndim != 2:
         raise ValueError(
-            f"input_ids must have shape [batch, seqlen], got {tuple(input_ids.shape)}; add a batch dimension with [None]."
+            f"input_ids must have shape [batch, seqlen], got {tuple(input_ids.shape)}; "
+            "add a batch dimension with [None]."
         )
     if input_ids.numel() == 0:
         raise ValueError(
-            f"input_ids must hold at least one token, got shape {tuple(input_ids.shape)}; pass some text (with a cache: "
-            "what is new)."
+            f"input_ids must hold at least one token, got shape {tuple(input_ids.shape)}; "
+            "pass some text (with a cache: what is new)."
         )
     return input_ids
 

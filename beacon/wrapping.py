@@ -38,7 +38,9 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
     """
     config = BeaconConfig() if config is None else config
     if not isinstance(config, BeaconConfig):
-        raise TypeError(f"config must be a BeaconConfig, got {type(config).__name__}; build one with BeaconConfig(...).")
+        raise TypeError(
+            f"config must be a BeaconConfig, got {type(config).__name__}; build one with BeaconConfig(...)."
+        )
     family = _check_model(hf_model)
     native = config.native_context or trained_context(hf_model.config)
     native = min(native, trained_context(hf_model.config)) if _is_longrope(hf_model) else native
@@ -170,7 +172,7 @@ def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer
     return own
 
 
-def _dense(projection: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _dense(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a linear module in floating point, copied, where it computes.
 
     A quantised or otherwise special module is asked for its rows: its output for unit vectors is its weight.
@@ -223,7 +225,8 @@ def _mixed(mixin: type, stock: type, family: Family) -> type:
 
 
 def _adopt(module: nn.Module, mixin: type, family: Family) -> None:
-    module.__class__ = _mixed(mixin, type(module), family)
+    stock: type = type(module)
+    module.__class__ = _mixed(mixin, stock, family)
     _rebind(module)
 
 

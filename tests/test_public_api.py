@@ -9,10 +9,12 @@ import beacon
 PUBLIC = [
     "BeaconCache",
     "BeaconConfig",
+    "RatioRequest",
     "__version__",
     "disabled",
     "load_adapter",
     "load_reference",
+    "retrieval_ratios",
     "save_adapter",
     "unwrap",
     "wrap",
@@ -20,11 +22,12 @@ PUBLIC = [
 # Parameters with their kinds and defaults, without annotations.
 SIGNATURES = {
     "disabled": "(model)",
-    "load_adapter": "(model, path)",
+    "load_adapter": "(hf_model, folder_or_hub_id, **overrides)",
     "load_reference": "(model, path)",
+    "retrieval_ratios": "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0)",
     "save_adapter": "(model, folder)",
     "unwrap": "(model)",
-    "wrap": "(model, config)",
+    "wrap": "(hf_model, config=None)",
     "BeaconConfig": (
         "(*, window=1024, stride=None, ratios=(0, 2, 4, 8, 16, 32, 64, 128), ratio_policy='adaptive', reserve=1024, "
         "attention='step-expansion', placement='append', attend_memory=True, attend_beacons=False, sink=0, "
@@ -33,8 +36,19 @@ SIGNATURES = {
     "BeaconConfig.paper": "(**overrides)",
     "BeaconConfig.iclr2025": "(**overrides)",
     "BeaconCache.fork": "(self)",
+    "BeaconCache.select": "(self, rows)",
     "BeaconCache.stats": "(self)",
     "BeaconCache.to": "(self, device)",
+    "model.BeaconModel.forward": (
+        "(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, "
+        "labels=None, use_cache=None, logits_to_keep=0, ratios=None, expected_length=None, keep_first=None, "
+        "keep_from=None, **kwargs)"
+    ),
+    "model.BeaconModel.compress": (
+        "(self, input_ids, attention_mask=None, past_key_values=None, ratios=None, progress=None, "
+        "expected_length=None, keep_first=None, keep_from=None)"
+    ),
+    "model.BeaconModel.generate": "(self, inputs=None, *args, **kwargs)",
 }
 
 

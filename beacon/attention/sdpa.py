@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from beacon.attention.inputs import AttentionInputs, Outputs, part, within
 from beacon.plan import Block, Plan, Queries
@@ -15,36 +15,67 @@ def attend(inputs: AttentionInputs, plan: Plan) -> Outputs:
     Returns:
         Outputs ``[n_raw, heads, head_dim]`` and ``[n_beacon, heads, head_dim]`` (None if not asked for).
     """
+    windows = _Windows(inputs, plan)
     raw: list[torch.Tensor] = [inputs.raw_q] * len(plan.blocks)
     beacon: list[torch.Tensor] = [inputs.raw_q[:0]] * len(plan.blocks)
     place = {id(block): number for number, block in enumerate(plan.blocks)}
     for group in plan.groups:
-        k, v = _keys(inputs, group)
         numbers = [place[id(block)] for block in group]
-        q = torch.stack([inputs.raw_q[block.raw_queries] for block in group])
+        k, v = windows.keys(numbers), windows.values(numbers)
+        q = _stack([windows.raw_q[number] for number in numbers])
         mask = _mask(inputs, plan.raw, group[0], "raw_queries")
         for number, out in zip(numbers, _call(q, k, v, mask, inputs.scale).unbind(), strict=True):
             raw[number] = out
-        if inputs.beacon_q is None or group[0].step.beacon_lo == group[0].step.beacon_hi:
+        if windows.beacon_q is None or group[0].step.beacon_lo == group[0].step.beacon_hi:
             continue
-        q = torch.stack([inputs.beacon_q[block.beacon_queries] for block in group])
+        q = _stack([windows.beacon_q[number] for number in numbers])
         mask = _mask(inputs, plan.beacon, group[0], "beacon_queries")
         for number, out in zip(numbers, _call(q, k, v, mask, inputs.scale).unbind(), strict=True):
             beacon[number] = out
     return torch.cat(raw), None if inputs.beacon_q is None else torch.cat(beacon)
 
 
-def _keys(inputs: AttentionInputs, group: tuple[Block, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory, raw and beacon keys of every window of a group: two of ``[batch, keys, kv_heads, head_dim]``."""
-    keys, values = [], []
-    for block in group:
-        row, seen = block.step.row, block.step.memory
-        raw, beacon = block.raw_slots, block.beacon_slots
-        keys.append(torch.cat([inputs.memory_k[row][:seen], inputs.raw_k[raw], inputs.beacon_k[beacon]]))
-        values.append(torch.cat([inputs.memory_v[row][:seen], inputs.raw_v[raw], inputs.beacon_v[beacon]]))
-    if len(group) == 1:
-        return keys[0][None], values[0][None]
-    return torch.stack(keys), torch.stack(values)
+class _Windows:
+    """The stores cut into windows. One split per store: its backward is one concatenation, where a slice per window
+    would fill and add a zero tensor of the whole store each."""
+
+    def __init__(self, inputs: AttentionInputs, plan: Plan) -> None:
+        self._inputs, self._blocks = inputs, plan.blocks
+        slots = [_length(block.raw_slots) for block in plan.blocks]
+        beacon_slots = [_length(block.beacon_slots) for block in plan.blocks]
+        self._keys = inputs.raw_k.split(slots), inputs.beacon_k.split(beacon_slots)
+        self._values = inputs.raw_v.split(slots), inputs.beacon_v.split(beacon_slots)
+        self.raw_q = inputs.raw_q.split([_length(block.raw_queries) for block in plan.blocks])
+        queries = [_length(block.beacon_queries) for block in plan.blocks]
+        self.beacon_q = None if inputs.beacon_q is None else inputs.beacon_q.split(queries)
+
+    def keys(self, numbers: list[int]) -> torch.Tensor:
+        """Memory, raw and beacon keys of some windows of equal shape: ``[batch, keys, kv_heads, head_dim]``."""
+        return self._gather(self._inputs.memory_k, *self._keys, numbers)
+
+    def values(self, numbers: list[int]) -> torch.Tensor:
+        """Their values, likewise."""
+        return self._gather(self._inputs.memory_v, *self._values, numbers)
+
+    def _gather(
+        self,
+        memory: list[torch.Tensor],
+        raw: tuple[torch.Tensor, ...],
+        beacon: tuple[torch.Tensor, ...],
+        numbers: list[int],
+    ) -> torch.Tensor:
+        steps = [self._blocks[number].step for number in numbers]
+        seen = [memory[step.row][: step.memory] for step in steps]
+        return _stack([torch.cat([m, raw[n], beacon[n]]) for m, n in zip(seen, numbers, strict=True)])
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Like ``torch.stack``, without a copy of a single one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _mask(inputs: AttentionInputs, queries: Queries, block: Block, which: str) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ Stores that the plan indexes (packed over rows, see :mod:`beacon.attention`):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -122,16 +122,14 @@ class Plan:
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its tensors on another device."""
-        moved = (getattr(self, name).to(device) for name in ("raw", "beacon", "raw_slots", "beacon_slots"))
-        return Plan(
-            self.config,
-            self.rows,
-            *moved,
-            self.commits.to(device),
-            self.opens.to(device),
-            self.commit_counts,
-            self.open_counts,
-            self.blocks,
+        return replace(
+            self,
+            raw=self.raw.to(device),
+            beacon=self.beacon.to(device),
+            raw_slots=self.raw_slots.to(device),
+            beacon_slots=self.beacon_slots.to(device),
+            commits=self.commits.to(device),
+            opens=self.opens.to(device),
         )
 
     @cached_property
