@@ -1,0 +1,152 @@
+"""Train the beacon adapter of the default model on at most 8 windows, by the clock, resumable."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import AutoModelForCausalLM
+
+import beacon
+from beacon.wrapping import beacon_parameters
+from data import load_corpus
+from run import Run
+from tasks import NUM_DIGITS, TaskSampler
+
+WINDOW = 128
+MOST_WINDOWS = 8
+RATIOS = (2, 4, 8, 8, 16, 32, 64, 128)
+CONFIG = beacon.BeaconConfig(window=WINDOW, ratios=(0, 2, 4, 8, 16, 32, 64, 128), reserve=64)
+
+
+def draw_ratios(rng: np.random.Generator, windows: int) -> list[int]:
+    """One ratio per window: one for all of them, or a new draw for each.
+
+    Low ratios in every window fill the memory up to the positions that long texts reach later; one sequence in ten
+    has ratio 1 in its first windows for the same reason.
+    """
+    kind = rng.random()
+    if kind < 0.4:
+        return [int(rng.choice(RATIOS))] * windows
+    ratios = [int(rng.choice(RATIOS)) for _ in range(windows)]
+    if kind < 0.5:
+        ratios[:4] = [1] * min(4, windows)
+    return ratios
+
+
+def draw_batch(
+    sampler: TaskSampler, tokens: int, passkey_share: float
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Rows of equal length with a part of a window at the end.
+
+    Returns:
+        Token ids and loss weights ``[rows, seqlen]``, and the ratio of every full window.
+    """
+    windows = int(sampler.rng.integers(2, MOST_WINDOWS))
+    seqlen = windows * WINDOW + int(sampler.rng.integers(16, WINDOW))
+    ids, weights = sampler.batch(max(1, tokens // seqlen), seqlen, passkey_share, 0.0)
+    return torch.from_numpy(ids), torch.from_numpy(weights), draw_ratios(sampler.rng, windows)
+
+
+def weighted_loss(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor, ratios: list[int]) -> torch.Tensor:
+    """Next-token loss with a weight per target: losses ``[rows, seqlen - 1]`` summed, over the weights' sum."""
+    logits = model(input_ids=ids, ratios=ratios, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, sampler: TaskSampler, rows: int = 8) -> dict:
+    """Passkey recall per digit and exact, and loss of the last 1,024 tokens, on held-out code."""
+    result: dict[str, dict] = {"passkey": {}, "loss": {}}
+    for seqlen, ratio in ((1000, 8), (4096, 8), (4096, 32)):
+        ids = torch.from_numpy(np.stack([sampler.passkey(seqlen, (n + 0.5) / rows)[0] for n in range(rows)]))
+        logits = model(ids[:, :-1], ratios=ratio, logits_to_keep=NUM_DIGITS, use_cache=False).logits
+        right = logits.argmax(-1) == ids[:, -NUM_DIGITS:]
+        result["passkey"][f"{seqlen} at {ratio}"] = [
+            round(right.float().mean().item(), 3),
+            round(right.all(dim=1).float().mean().item(), 3),
+        ]
+    ids = torch.from_numpy(np.stack([sampler.code(4096) for _ in range(rows)]))
+    for ratio in (2, 8, 32):
+        labels = ids.clone()
+        labels[:, :-1024] = -100
+        result["loss"][f"4096 at {ratio}"] = round(model(ids, labels=labels, ratios=ratio).loss.item(), 4)
+    labels = ids[:, -1024:].reshape(-1, 512)
+    with beacon.disabled(model):
+        result["loss"]["stock, within 512"] = round(model(labels, labels=labels).loss.item(), 4)
+    return result
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until ``args.minutes`` are used up, over all restarts together."""
+    torch.set_num_threads(args.threads)
+    accelerator = Accelerator(cpu=args.cpu)
+    set_seed(args.seed)
+    tokenizer, corpus, held_out = load_corpus(args.work)
+    sampler = TaskSampler(corpus, tokenizer, np.random.default_rng(args.seed + 1))
+    base = AutoModelForCausalLM.from_pretrained(args.work / "base", dtype=torch.float32)
+    model = beacon.wrap(base, CONFIG)
+    parameters = list(beacon_parameters(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    run = Run(args.work, "adapter", args.minutes)
+    state = run.resume()
+    if state is not None:
+        model.load_state_dict(state["beacons"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        sampler.rng.bit_generator.state = json.loads(state["rng"])
+    model, optimizer = accelerator.prepare(model, optimizer)
+    recent: list[float] = []
+    while run.progress < 1.0:
+        rate = args.lr * min(1.0, (run.step + 1) / 30) * max(0.02, 1.0 - run.progress)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        early = run.progress < 0.5
+        sampler.digit_weight = 20.0 if early else 10.0
+        ids, weights, ratios = draw_batch(sampler, args.tokens, 0.6 if early else 0.35)
+        loss = weighted_loss(model, ids.to(accelerator.device), weights.to(accelerator.device), ratios)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.step, run.tokens = run.step + 1, run.tokens + ids.numel()
+        recent.append(loss.item())
+        if run.step % 20 == 0:
+            run.report(loss=round(float(np.mean(recent)), 4), tokens_per_s=round(run.tokens / run.elapsed))
+            recent = []
+        if run.step % args.evaluate_steps == 0:
+            run.report(**evaluate(model, TaskSampler(held_out, tokenizer, np.random.default_rng(99))))
+        if run.due(3.0) or run.progress >= 1.0:
+            beacons = {name: p.detach().clone() for name, p in beacon_parameters(model).items()}
+            run.save(
+                beacons=beacons,
+                optimizer=optimizer.state_dict(),
+                rng=json.dumps(sampler.rng.bit_generator.state),
+            )
+            beacon.save_adapter(model, args.work / "adapter")
+    final = TaskSampler(held_out, tokenizer, np.random.default_rng(99))
+    run.report(final=True, **evaluate(model, final, rows=40))
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/default_model"))
+    parser.add_argument("--minutes", type=float, default=55.0, help="time to train, over all restarts together")
+    parser.add_argument("--tokens", type=int, default=6144, help="raw tokens per step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--evaluate-steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even with a GPU at hand")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
