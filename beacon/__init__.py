@@ -3,6 +3,7 @@
 See :func:`wrap` for the one call that matters. Source: arXiv 2401.03462.
 """
 
+from beacon.assets import default_model
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
 from beacon.model import disabled
@@ -17,6 +18,7 @@ __all__ = [
     "BeaconConfig",
     "RatioRequest",
     "__version__",
+    "default_model",
     "disabled",
     "load_adapter",
     "load_reference",

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("policies",),
     ("plan",),
     ("config",),
-    ("errors",),
+    ("assets",),
 )
 KERNEL_USERS = {"attention"}  # modules of `beacon` that may import `beacon_kernels`
 KERNEL_FILES = {"forward.py", "backward.py", "decode.py"}  # files of `beacon_kernels` that import triton at the top

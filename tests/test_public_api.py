@@ -11,6 +11,7 @@ PUBLIC = [
     "BeaconConfig",
     "RatioRequest",
     "__version__",
+    "default_model",
     "disabled",
     "load_adapter",
     "load_reference",
@@ -21,6 +22,7 @@ PUBLIC = [
 ]
 # Parameters with their kinds and defaults, without annotations.
 SIGNATURES = {
+    "default_model": "()",
     "disabled": "(model)",
     "load_adapter": "(hf_model, folder_or_hub_id, **overrides)",
     "load_reference": "(model, path)",

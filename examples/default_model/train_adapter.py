@@ -1,6 +1,7 @@
-"""Train the beacon adapter of the default model on at most 8 windows, by the clock, resumable."""
+"""Train the beacon adapter of the default model on texts of at most 1,024 tokens, by the clock, resumable."""
 
 import argparse
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -9,47 +10,57 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import beacon
 from beacon.wrapping import beacon_parameters
-from data import load_corpus
+from data import Corpus, load_corpus
 from run import Run
 from tasks import NUM_DIGITS, TaskSampler
 
 WINDOW = 128
-MOST_WINDOWS = 8
-RATIOS = (2, 4, 8, 8, 16, 32, 64, 128)
+RATIOS = {128: (2, 4, 8, 8, 16, 32, 64, 128), 64: (2, 4, 8, 8, 16, 32, 64)}
 CONFIG = beacon.BeaconConfig(window=WINDOW, ratios=(0, 2, 4, 8, 16, 32, 64, 128), reserve=64)
+CONFIGS = {
+    128: CONFIG,
+    64: CONFIG.replace(stride=64, ratios=(0, 2, 4, 8, 16, 32, 64)),
+}
 
 
-def draw_ratios(rng: np.random.Generator, windows: int) -> list[int]:
+def use_stride(model: torch.nn.Module, stride: int) -> None:
+    """Let the wrapped model read with another stride from the next call on."""
+    model.beacon_wrapping = dataclasses.replace(model.beacon_wrapping, config=CONFIGS[stride])
+
+
+def draw_ratios(rng: np.random.Generator, stride: int, windows: int) -> list[int]:
     """One ratio per window: one for all of them, or a new draw for each.
 
     Low ratios in every window fill the memory up to the positions that long texts reach later; one sequence in ten
-    has ratio 1 in its first windows for the same reason.
+    has ratio 1 in its first 512 tokens for the same reason.
     """
     kind = rng.random()
     if kind < 0.4:
-        return [int(rng.choice(RATIOS))] * windows
-    ratios = [int(rng.choice(RATIOS)) for _ in range(windows)]
+        return [int(rng.choice(RATIOS[stride]))] * windows
+    ratios = [int(rng.choice(RATIOS[stride])) for _ in range(windows)]
     if kind < 0.5:
-        ratios[:4] = [1] * min(4, windows)
+        first = min(512 // stride, windows)
+        ratios[:first] = [1] * first
     return ratios
 
 
 def draw_batch(
     sampler: TaskSampler, tokens: int, passkey_share: float
-) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Rows of equal length with a part of a window at the end.
+) -> tuple[torch.Tensor, torch.Tensor, int, list[int]]:
+    """Rows of equal length, at most 8 windows long and with a part of a window at the end.
 
     Returns:
-        Token ids and loss weights ``[rows, seqlen]``, and the ratio of every full window.
+        Token ids and loss weights ``[rows, seqlen]``, the stride, and the ratio of every full window.
     """
-    windows = int(sampler.rng.integers(2, MOST_WINDOWS))
-    seqlen = windows * WINDOW + int(sampler.rng.integers(16, WINDOW))
+    stride = int(sampler.rng.choice(list(CONFIGS)))
+    seqlen = int(sampler.rng.integers(2, 8)) * WINDOW + int(sampler.rng.integers(16, WINDOW))
     ids, weights = sampler.batch(max(1, tokens // seqlen), seqlen, passkey_share, 0.0)
-    return torch.from_numpy(ids), torch.from_numpy(weights), draw_ratios(sampler.rng, windows)
+    windows = (seqlen - WINDOW) // stride + 1
+    return torch.from_numpy(ids), torch.from_numpy(weights), stride, draw_ratios(sampler.rng, stride, windows)
 
 
 def weighted_loss(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor, ratios: list[int]) -> torch.Tensor:
@@ -61,25 +72,24 @@ def weighted_loss(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tens
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, sampler: TaskSampler, rows: int = 8) -> dict:
-    """Passkey recall per digit and exact, and loss of the last 1,024 tokens, on held-out code."""
-    result: dict[str, dict] = {"passkey": {}, "loss": {}}
-    for seqlen, ratio in ((1000, 8), (4096, 8), (4096, 32)):
-        ids = torch.from_numpy(np.stack([sampler.passkey(seqlen, (n + 0.5) / rows)[0] for n in range(rows)]))
-        logits = model(ids[:, :-1], ratios=ratio, logits_to_keep=NUM_DIGITS, use_cache=False).logits
-        right = logits.argmax(-1) == ids[:, -NUM_DIGITS:]
-        result["passkey"][f"{seqlen} at {ratio}"] = [
-            round(right.float().mean().item(), 3),
-            round(right.all(dim=1).float().mean().item(), 3),
-        ]
-    ids = torch.from_numpy(np.stack([sampler.code(4096) for _ in range(rows)]))
-    for ratio in (2, 8, 32):
+def evaluate(model: torch.nn.Module, held_out: Corpus, tokenizer: PreTrainedTokenizerFast, rows: int = 8) -> dict:
+    """Passkey recall (per digit, exact) and loss of the last 1,024 of 4,096 tokens, on held-out code, by stride."""
+    result: dict[str, dict] = {}
+    for stride in CONFIGS:
+        use_stride(model, stride)
+        sampler = TaskSampler(held_out, tokenizer, np.random.default_rng(99))
+        for seqlen, ratio in ((1000, 8), (4096, 8), (4096, 32)):
+            ids = torch.from_numpy(np.stack([sampler.passkey(seqlen, (n + 0.5) / rows)[0] for n in range(rows)]))
+            logits = model(ids[:, :-1], ratios=ratio, logits_to_keep=NUM_DIGITS, use_cache=False).logits
+            right = logits.argmax(-1) == ids[:, -NUM_DIGITS:]
+            recall = [round(right.float().mean().item(), 3), round(right.all(dim=1).float().mean().item(), 3)]
+            result[f"passkey, {seqlen} tokens, stride {stride}, ratio {ratio}"] = recall
+        ids = torch.from_numpy(np.stack([sampler.code(4096) for _ in range(rows)]))
         labels = ids.clone()
         labels[:, :-1024] = -100
-        result["loss"][f"4096 at {ratio}"] = round(model(ids, labels=labels, ratios=ratio).loss.item(), 4)
-    labels = ids[:, -1024:].reshape(-1, 512)
-    with beacon.disabled(model):
-        result["loss"]["stock, within 512"] = round(model(labels, labels=labels).loss.item(), 4)
+        for ratio in (8, 32):
+            loss = model(ids, labels=labels, ratios=ratio).loss.item()
+            result[f"loss, 4096 tokens, stride {stride}, ratio {ratio}"] = round(loss, 4)
     return result
 
 
@@ -108,7 +118,8 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = rate
         early = run.progress < 0.5
         sampler.digit_weight = 20.0 if early else 10.0
-        ids, weights, ratios = draw_batch(sampler, args.tokens, 0.6 if early else 0.35)
+        ids, weights, stride, ratios = draw_batch(sampler, args.tokens, 0.6 if early else 0.35)
+        use_stride(model, stride)
         loss = weighted_loss(model, ids.to(accelerator.device), weights.to(accelerator.device), ratios)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
@@ -120,7 +131,7 @@ def train(args: argparse.Namespace) -> None:
             run.report(loss=round(float(np.mean(recent)), 4), tokens_per_s=round(run.tokens / run.elapsed))
             recent = []
         if run.step % args.evaluate_steps == 0:
-            run.report(**evaluate(model, TaskSampler(held_out, tokenizer, np.random.default_rng(99))))
+            run.report(**evaluate(model, held_out, tokenizer))
         if run.due(3.0) or run.progress >= 1.0:
             beacons = {name: p.detach().clone() for name, p in beacon_parameters(model).items()}
             run.save(
@@ -128,9 +139,9 @@ def train(args: argparse.Namespace) -> None:
                 optimizer=optimizer.state_dict(),
                 rng=json.dumps(sampler.rng.bit_generator.state),
             )
+            use_stride(model, WINDOW)
             beacon.save_adapter(model, args.work / "adapter")
-    final = TaskSampler(held_out, tokenizer, np.random.default_rng(99))
-    run.report(final=True, **evaluate(model, final, rows=40))
+    run.report(final=True, **evaluate(model, held_out, tokenizer, rows=40))
 
 
 def main() -> None:
