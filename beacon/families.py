@@ -90,11 +90,11 @@ def trained_context(config: Any) -> int:
     window = uniform_sliding_window(config)
     if window is not None:
         limits.append(window)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        original = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        if original:
-            limits.append(original)
+    if is_longrope(config):
+        limits.append(config.rope_parameters["original_max_position_embeddings"])
     return int(min(limits))
+
+
+def is_longrope(config: Any) -> bool:
+    """Whether the rotary embedding switches its factors by length; we fix them to those of short texts."""
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
-from beacon.families import Family
+from beacon.families import Family, is_longrope
 from beacon.loss import IGNORED, chunked_cross_entropy
 from beacon.modules import Rotary
 from beacon.plan import Span
@@ -36,15 +37,19 @@ class Wrapping:
         config: The beacon configuration.
         family: The family's row of the table.
         native_context: Longest position the base model serves.
-        owner: Identity; caches name it.
+        owner: Identity; caches name it. A deep copy of a model gets its own.
         trainable: Names of the base parameters that required gradients before.
     """
 
     config: BeaconConfig
     family: Family
     native_context: int
-    owner: str
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     trainable: frozenset[str] = field(default_factory=frozenset)
+
+    def __deepcopy__(self, memo: Any) -> Wrapping:
+        """A copied model is a model of its own: caches and ``disabled`` tell the two apart."""
+        return replace(self, owner=uuid.uuid4().hex)
 
 
 def base_fingerprint(model: Any) -> dict[str, Any]:
@@ -303,8 +308,7 @@ class BeaconModel(nn.Module):
     def beacon_rotary(self) -> Rotary:
         """The rotary embedding with the frequencies the base has for short texts."""
         module = self.model.rotary_emb
-        longrope = getattr(module, "rope_type", "default") == "longrope"
-        frequencies = module.original_inv_freq if longrope else module.inv_freq
+        frequencies = module.original_inv_freq if is_longrope(self.config) else module.inv_freq
         return Rotary(frequencies, float(getattr(module, "attention_scaling", 1.0)))
 
     def beacon_head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -383,9 +387,8 @@ class BeaconModel(nn.Module):
         """Whether nothing is condensed yet and in this call: then the stock attention reads the text whole."""
         if cache.stock is None or trip.condenses:
             return False
-        longrope = getattr(self.model.rotary_emb, "rope_type", "default") == "longrope"
         longest = max((row[-1][1].tokens for row in trip.steps if row), default=0)
-        return not longrope or longest <= self.beacon_wrapping.native_context
+        return not is_longrope(self.config) or longest <= self.beacon_wrapping.native_context
 
     def _read_stock(
         self,

@@ -167,7 +167,11 @@ def read(
             ]
         )
         outputs = bool(wanted[at].any())
-        after.attention_path = choose_path(config.attention_path, packed.device, plan)
+        attention = model.model.layers[0].self_attn
+        dtype = model.model.embed_tokens.weight.dtype
+        after.attention_path = choose_path(
+            config.attention_path, plan, device=packed.device, dtype=dtype, head_dim=attention.head_dim
+        )
         beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(after.attention_path), outputs)
         out = _run(model, packed[at.to(packed.device)], beacon_pass)
         after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
@@ -195,12 +199,12 @@ def _run(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor
     """One pass through the decoder stack: ``[n_raw, hidden]`` (no rows if nobody reads them)."""
     body = model.model
     raw = body.embed_tokens(ids)
-    beacon = body.beacon_embed_tokens.weight.to(raw).expand(len(beacon_pass.plan.beacon), -1)
+    beacon = body.beacon_embed_tokens(ids.new_zeros(1)).to(raw).expand(len(beacon_pass.plan.beacon), -1)
     embeds = torch.cat([raw, beacon])[None]
     out = body(
         inputs_embeds=embeds,
         attention_mask=embeds.new_zeros(1, 1, 1, 1),  # 4-D: Hugging Face hands it on and builds no mask of its own
-        position_ids=torch.arange(embeds.shape[1], device=embeds.device)[None],
+        position_ids=ids.new_zeros(1, 1),  # the plan has the positions; longrope would switch its factors by these
         use_cache=False,
         beacon_pass=beacon_pass,
     )

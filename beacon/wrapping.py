@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import uuid
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from beacon.config import BeaconConfig
-from beacon.families import Family, family_of, trained_context
+from beacon.families import Family, family_of, is_longrope, trained_context
 from beacon.model import BeaconModel, Wrapping
 from beacon.modules import BeaconAttention, LastLayer, split_qkv
 
@@ -32,9 +32,11 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
         The same object, still an instance of its Hugging Face class.
 
     Raises:
-        NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model.
+        NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model; a sharded model, or one
+            whose ``forward`` has been replaced.
         TypeError: Not a causal LM, or config of another type.
-        ValueError: Wrapped already, window beyond the native context, NaN in the weights to copy.
+        ValueError: Wrapped already, window or ``native_context`` beyond what the base serves, NaN in the weights to
+            copy.
     """
     config = BeaconConfig() if config is None else config
     if not isinstance(config, BeaconConfig):
@@ -42,8 +44,13 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
             f"config must be a BeaconConfig, got {type(config).__name__}; build one with BeaconConfig(...)."
         )
     family = _check_model(hf_model)
-    native = config.native_context or trained_context(hf_model.config)
-    native = min(native, trained_context(hf_model.config)) if _is_longrope(hf_model) else native
+    trained = trained_context(hf_model.config)
+    native = config.native_context or trained
+    if native > trained and is_longrope(hf_model.config):
+        raise ValueError(
+            f"native_context must not exceed {trained} with longrope (its factors are fixed to the short ones), got "
+            f"{native}; lower it or leave it out."
+        )
     if config.window > native:
         raise ValueError(
             f"window must fit the native context, got window={config.window} and native context {native} of "
@@ -64,7 +71,7 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
     _adopt(hf_model.model.layers[-1], LastLayer, family)
     hf_model.model.add_module(EMBEDDING, embedding.train(hf_model.model.training))
     _adopt(hf_model, BeaconModel, family)
-    hf_model.beacon_wrapping = Wrapping(config, family, native, uuid.uuid4().hex, trainable)
+    hf_model.beacon_wrapping = Wrapping(config, family, native, trainable=trainable)
     return hf_model
 
 
@@ -78,10 +85,18 @@ def unwrap(model: Any) -> Any:
         The same object with its stock class, state dict and ``requires_grad`` flags.
 
     Raises:
+        NotImplementedError: Its ``forward`` has been replaced since, or it has been sharded.
         TypeError: ``model`` is not wrapped.
     """
     if not isinstance(model, BeaconModel):
         raise TypeError(f"unwrap() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
+    for module in _adopted(model):
+        if "beacon_stock" not in type(module).__dict__:
+            raise NotImplementedError(
+                f"{type(module).__name__} has changed its class since beacon.wrap (fully_shard does that), so it "
+                "cannot be unwrapped; use beacon.disabled(model) for the stock model."
+            )
+        _check_forward(module)
     trainable = model.beacon_wrapping.trainable
     for layer in model.model.layers:
         for name in ("q", "k", "v", "o"):
@@ -128,23 +143,48 @@ def _check_model(hf_model: Any) -> Family:
     if isinstance(hf_model, BeaconModel):
         raise ValueError("the model is wrapped already; call beacon.unwrap(model) first to wrap it anew.")
     kind = type(hf_model).__name__
-    if "Peft" in kind or hasattr(hf_model, "peft_config"):
+    if not isinstance(hf_model, PreTrainedModel) and ("Peft" in kind or hasattr(hf_model, "peft_config")):
         raise NotImplementedError(
             f"a PEFT model ({kind}) cannot be wrapped; merge its adapter first with model.merge_and_unload()."
         )
-    if not isinstance(hf_model, nn.Module) or not hasattr(hf_model, "config"):
-        raise TypeError(f"wrap() takes a Hugging Face causal LM, got {kind}; load one with AutoModelForCausalLM.")
+    if not isinstance(hf_model, PreTrainedModel):
+        raise TypeError(
+            f"wrap() takes a Hugging Face causal LM itself, got {kind}; load one with AutoModelForCausalLM, and wrap "
+            "before compiling or parallelising it."
+        )
     family = family_of(hf_model.config)
     body = getattr(hf_model, "model", None)
     if body is None or not hasattr(hf_model, "lm_head") or not hasattr(body, "layers"):
         raise TypeError(
             f"wrap() takes a causal LM with its head, got {kind}; load it with AutoModelForCausalLM.from_pretrained."
         )
+    if any(hasattr(parameter, "device_mesh") for parameter in hf_model.parameters()):
+        raise NotImplementedError(
+            f"the parameters of {kind} are sharded over processes (DTensor); call beacon.wrap before fully_shard or "
+            "tensor parallelism."
+        )
+    for module in _adopted(hf_model):
+        _check_forward(module)
     return family
 
 
-def _is_longrope(hf_model: Any) -> bool:
-    return (getattr(hf_model.config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
+def _adopted(model: Any) -> list[nn.Module]:
+    """The modules that get a class of our own."""
+    layers = list(model.model.layers)
+    return [model, layers[-1], *(layer.self_attn for layer in layers)]
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Refuse a ``forward`` stored on the module that is not its class's, for ours would never be called."""
+    stored = module.__dict__.get("forward")
+    if isinstance(stored, functools.partial):  # accelerate's hooks
+        stored = module.__dict__.get("_old_forward")
+    if stored is not None and not _is_bound(stored, module, type(module)):
+        raise NotImplementedError(
+            f"the forward of this {type(module).__name__} has been replaced (accelerator.prepare does that for mixed "
+            "precision); undo it with accelerator.unwrap_model(model, keep_fp32_wrapper=False), and prepare the model "
+            "after beacon.wrap."
+        )
 
 
 # -- new parameters ------------------------------------------------------------------------------------------------
@@ -175,22 +215,26 @@ def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer
 def _dense(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a linear module in floating point, copied, where it computes.
 
-    A quantised or otherwise special module is asked for its rows: its output for unit vectors is its weight.
+    A quantised, offloaded or otherwise special module is asked: its output for unit vectors is its weight.
     """
     bias = getattr(projection, "bias", None)
-    hook = getattr(projection, "_hf_hook", None)
-    weight = projection.weight
-    if type(projection) is nn.Linear and weight.is_floating_point() and not weight.is_meta:
+    weight: Any = getattr(projection, "weight", None)
+    if type(projection) is nn.Linear and type(weight.data) is torch.Tensor and not weight.is_meta:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
-    device = getattr(hook, "execution_device", None)
-    device = weight.device if device is None else device
-    floats = [p.dtype for p in projection.parameters() if p.is_floating_point()]
+    device = getattr(getattr(projection, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        device = next(iter(projection.state_dict().values())).device
+    floats = [p.dtype for p in projection.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = getattr(projection, "compute_dtype", None) or (floats[0] if floats else torch.get_default_dtype())
-    width = projection.in_features
-    unit = torch.eye(width, device=device, dtype=dtype)
-    zero = projection(torch.zeros(1, width, device=device, dtype=dtype))[0]
-    weight = (projection(unit) - zero).T.contiguous()
-    return weight.detach().clone(), None if bias is None else zero.detach().clone()
+    unit = torch.eye(projection.in_features, device=device, dtype=dtype)
+    training = {module: module.training for module in projection.modules()}
+    try:
+        projection.eval()  # no dropout of LoRA layers
+        zero, rows = projection(torch.zeros_like(unit[:1]))[0], projection(unit)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return (rows - zero).T.detach().clone(), None if bias is None else zero.detach().clone()
 
 
 def _new_embedding(hf_model: Any) -> nn.Embedding:
@@ -226,18 +270,24 @@ def _mixed(mixin: type, stock: type, family: Family) -> type:
 
 def _adopt(module: nn.Module, mixin: type, family: Family) -> None:
     stock: type = type(module)
-    module.__class__ = _mixed(mixin, stock, family)
-    _rebind(module)
+    _change_class(module, _mixed(mixin, stock, family))
 
 
 def _release(module: nn.Module) -> None:
-    module.__class__ = type(module).beacon_stock  # type: ignore[attr-defined]
-    _rebind(module)
+    _change_class(module, type(module).beacon_stock)  # type: ignore[attr-defined]
 
 
-def _rebind(module: nn.Module) -> None:
-    """Bring bound ``forward`` methods that hooks have stored on the module up to its class."""
+def _change_class(module: nn.Module, new: type) -> None:
+    """Change the class, and with it the bound ``forward`` methods that accelerate's hooks have stored."""
+    old = type(module)
+    module.__class__ = new
     for name in ("forward", "_old_forward"):
-        stored = module.__dict__.get(name)
-        if isinstance(stored, MethodType) and stored.__self__ is module:
+        if _is_bound(module.__dict__.get(name), module, old):
             module.__dict__[name] = MethodType(type(module).forward, module)
+    hooked = module.__dict__.get("forward")
+    if isinstance(hooked, functools.partial):
+        hooked.__wrapped__ = module.__dict__["_old_forward"]  # type: ignore[attr-defined]  # for the signature
+
+
+def _is_bound(method: Any, module: nn.Module, kind: type[nn.Module]) -> bool:
+    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is kind.forward

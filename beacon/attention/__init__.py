@@ -1,44 +1,62 @@
-"""Attention paths: implementations of condensed attention, chosen by name or by device and plan."""
+"""Attention paths: implementations of condensed attention, chosen by name or by device and plan.
+
+Each takes :class:`AttentionInputs` and a plan and returns the outputs of raw tokens and of beacons:
+
+========== ================================================================================================
+reference  The definition: one dense mask, float64-capable, for tests.
+sdpa       PyTorch's scaled_dot_product_attention, window by window. Any device; ``auto`` on a CPU.
+flex       FlexAttention, all windows in one fused call. ``auto`` on CUDA for more than a block of queries;
+           on a CPU unfused and without gradients, for tests.
+flash      The flash-attn package, for plans in plain causal order. CUDA, float16 and bfloat16.
+triton     Reserved.
+========== ================================================================================================
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
+from functools import cache
 
 import torch
 
 from beacon.attention.inputs import AttentionInputs, AttentionPath, Outputs
+from beacon.config import ATTENTION_PATHS
 from beacon.plan import Plan
 
 __all__ = ["AttentionInputs", "AttentionPath", "Outputs", "choose_path", "load_path"]
 
+# Up to one block of queries (decoding above all) flex would compute one row of blocks: sdpa needs no block mask.
+FLEX_QUERIES = 129
+FLEX_HEAD_DIM = 16
 
-def choose_path(requested: str, device: torch.device, plan: Plan) -> str:
-    """The name of the path that computes ``plan`` on ``device``.
+logger = logging.getLogger(__name__)
+
+
+def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The name of the path that computes ``plan``.
 
     Args:
         requested: ``auto`` or the name of a path; an explicit name is returned unless it cannot serve.
-        device: Where the model computes.
         plan: What is to be computed.
+        device: Where the model computes.
+        dtype: The dtype of its weights.
+        head_dim: Channels per head.
 
     Raises:
-        NotImplementedError: The named path cannot compute this plan or is not built yet.
         ImportError: The named path needs a package that is not installed.
+        NotImplementedError: The named path cannot compute this plan here or is not built yet.
+        ValueError: There is no path of that name.
     """
+    if requested not in ATTENTION_PATHS:
+        raise ValueError(f"attention_path must be one of {', '.join(ATTENTION_PATHS)}, got {requested!r}.")
     if requested == "auto":
-        return "sdpa"
+        chosen = "flex" if _flex_serves(plan, device, dtype, head_dim) else "sdpa"
+        _announce(chosen, device.type)
+        return chosen
     if requested == "flash":
-        if importlib.util.find_spec("flash_attn") is None:
-            raise ImportError(
-                "attention_path='flash' needs the flash-attn package, which is not installed; "
-                "pip install 'activation-beacon[flash]' or use attention_path='auto'."
-            )
-        if not plan.plain_causal:
-            raise NotImplementedError(
-                "attention_path='flash' computes plans in plain causal order (placement='interleave' with "
-                f"attention='full-coverage'), got placement={plan.config.placement!r} and "
-                f"attention={plan.config.attention!r}; use attention_path='auto'."
-            )
+        _check_flash(plan, device)
     if requested == "triton":
         raise NotImplementedError(
             "attention_path='triton' is not built yet; use attention_path='auto', 'sdpa' or (on a GPU) 'flex'."
@@ -50,3 +68,38 @@ def load_path(name: str) -> AttentionPath:
     """The function behind the name of a path (imported on first use)."""
     path: AttentionPath = importlib.import_module(f"beacon.attention.{name}").attend
     return path
+
+
+def _flex_serves(plan: Plan, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    return (
+        device.type == "cuda"
+        and len(plan.raw) + len(plan.beacon) >= FLEX_QUERIES
+        and head_dim >= FLEX_HEAD_DIM
+        and dtype != torch.float64
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def _check_flash(plan: Plan, device: torch.device) -> None:
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ImportError(
+            "attention_path='flash' needs the flash-attn package, which is not installed; "
+            "pip install 'activation-beacon[flash]' or use attention_path='auto'."
+        )
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"attention_path='flash' needs a CUDA device, got {device.type!r}; move the model to a GPU or use "
+            "attention_path='auto'."
+        )
+    if not plan.plain_causal:
+        config = plan.config
+        raise NotImplementedError(
+            "attention_path='flash' computes plans in plain causal order (placement='interleave' with "
+            f"attention='full-coverage' and attend_memory=True), got placement={config.placement!r}, "
+            f"attention={config.attention!r} and attend_memory={config.attend_memory}; use attention_path='auto'."
+        )
+
+
+@cache
+def _announce(chosen: str, device: str) -> None:
+    logger.info("attention_path='auto' takes %r on %s", chosen, device)

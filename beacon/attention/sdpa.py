@@ -36,8 +36,11 @@ def attend(inputs: AttentionInputs, plan: Plan) -> Outputs:
 
 
 class _Windows:
-    """The stores cut into windows. One split per store: its backward is one concatenation, where a slice per window
-    would fill and add a zero tensor of the whole store each."""
+    """The stores cut into windows.
+
+    One split per store: its backward is one concatenation, where a slice per window would fill and add a zero tensor
+    of the whole store each.
+    """
 
     def __init__(self, inputs: AttentionInputs, plan: Plan) -> None:
         self._inputs, self._blocks = inputs, plan.blocks
