@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
     """Write the beacon weights and configuration of a wrapped model (written whole, then renamed).
 
     Args:
-        model: A wrapped model.
+        model: A wrapped model. Offloaded weights are brought in; sharded ones (``fully_shard``) are gathered, so every
+            process must call, and the first one writes.
         folder: Where to; made if missing.
 
     Returns:
@@ -39,9 +41,11 @@ def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
     if not isinstance(model, BeaconModel):
         raise TypeError(f"save_adapter() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
     manifest = model.beacon_manifest()
-    weights = {name: p.detach().to("cpu").contiguous() for name, p in beacon_parameters(model).items()}
+    weights = _collect(model)
     _check_finite(weights)
     folder = Path(folder)
+    if any(map(_is_sharded, beacon_parameters(model).values())) and torch.distributed.get_rank():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS_FILE}.partial"
     save_file(weights, partial, metadata={"format": "pt"})
@@ -105,6 +109,29 @@ def load_reference(model: Any, path: str | os.PathLike[str]) -> Any:
     _check_match(weights, shapes, Path(path))
     _assign(model, weights)
     return model
+
+
+def _collect(model: Any) -> dict[str, torch.Tensor]:
+    """The beacon weights, whole, on the CPU; those that accelerate has offloaded are brought in one by one."""
+    weights = {}
+    for name, parameter in beacon_parameters(model).items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with _present(module) if parameter.is_meta else nullcontext():
+            tensor = getattr(module, leaf).detach()
+            weights[name] = (tensor.full_tensor() if _is_sharded(tensor) else tensor).to("cpu").contiguous()
+    return weights
+
+
+def _is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def _present(module: Any) -> AbstractContextManager[None]:
+    from accelerate.utils import align_module_device
+
+    present: AbstractContextManager[None] = align_module_device(module)
+    return present
 
 
 def _resolve(source: str | os.PathLike[str]) -> Path:
@@ -194,8 +221,12 @@ def _check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 
 def _assign(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    parameters = beacon_parameters(model)
+    away = [name for name, parameter in parameters.items() if parameter.is_meta or _is_sharded(parameter)]
+    if away:
+        raise ValueError(f"{_some(away)} are offloaded or sharded; load the weights before that is done to the model.")
     with torch.no_grad():
-        for name, parameter in beacon_parameters(model).items():
+        for name, parameter in parameters.items():
             parameter.copy_(weights[name])
 
 

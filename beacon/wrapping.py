@@ -290,4 +290,10 @@ def _change_class(module: nn.Module, new: type) -> None:
 
 
 def _is_bound(method: Any, module: nn.Module, kind: type[nn.Module]) -> bool:
-    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is kind.forward
+    """Whether ``method`` is the forward of the module's class, maybe without decorators (accelerate strips them)."""
+    if not isinstance(method, MethodType) or method.__self__ is not module:
+        return False
+    forward: Any = kind.forward
+    while forward is not method.__func__ and hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    return forward is method.__func__
