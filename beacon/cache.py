@@ -28,7 +28,9 @@ class ColumnLog:
 
     def append(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add columns: ids ``[rows, n]``, and which of them are text (bool, CPU; None: all)."""
-        self._chunks.append((ids.detach().clone(), mask))
+        # A prefill has synchronised already (its ids are checked); a decoded token must not.
+        ids = ids.to("cpu", torch.int32, copy=True) if ids.shape[1] > 1 else ids.detach().clone()
+        self._chunks.append((ids, None if mask is None else mask.clone()))
         self.count += ids.shape[1]
         if len(self._chunks) > 256:
             self.read()
@@ -188,6 +190,7 @@ class BeaconCache(Cache):
         other = self.fork()
         other.stores = [store.to(device) for store in self.stores]
         other.last_hidden = [None if h is None else h.to(device) for h in self.last_hidden]
+        other.stock_positions = [positions.to(device) for positions in self.stock_positions]
         if other.stock is not None:
             for layer in other.stock.layers:
                 if layer.is_initialized:
@@ -247,7 +250,7 @@ class BeaconCache(Cache):
                 at = positions[row].to(layer.keys.device)[text]
                 k = layer.keys[row][:, text].transpose(0, 1)
                 v = layer.values[row][:, text].transpose(0, 1)
-                k = unrotate(k, rotary.table(at, torch.float32), rotary.scaling)
+                k = unrotate(k, rotary.table(at, k.dtype))
                 memory = torch.arange(state.memory, device=k.device)
                 store.memory_k.append(rotate(k[: state.memory], rotary.table(memory, k.dtype)))
                 store.memory_v.append(v[: state.memory].contiguous())

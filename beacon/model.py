@@ -175,6 +175,7 @@ class BeaconModel(nn.Module):
         text, trip = self._plan(
             cache, input_ids, attention_mask, ratios, expected_length, keep_first, keep_from, labels is not None, keep
         )
+        labels = None if labels is None else self._check_labels(labels, text)
         columns = _kept_columns(text, logits_to_keep, labels)
         if self._stock_serves(cache, trip):
             whole, after = self._read_stock(cache, trip, attention_mask, position_ids, keep)
@@ -264,6 +265,8 @@ class BeaconModel(nn.Module):
                 "generate needs left padding, got an attention_mask whose last column has padding; "
                 "tokenize with padding_side='left'."
             )
+        if isinstance(kwargs.get("ratios"), torch.Tensor):  # generate would repeat a tensor for every beam
+            kwargs["ratios"] = kwargs["ratios"].tolist()
         cache = kwargs.get("past_key_values")
         if isinstance(cache, BeaconCache) and cache.columns.count:
             ids = check_ids(ids)
@@ -294,9 +297,10 @@ class BeaconModel(nn.Module):
         :func:`beacon.load_adapter` then takes the beacon weights from the same folder.
         """
         stock: Any = super()
+        manifest = self.beacon_manifest()  # refuses a callable ratio policy before anything is written
         result = stock.save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            (Path(save_directory) / CONFIG_FILE).write_text(self.beacon_manifest())
+            (Path(save_directory) / CONFIG_FILE).write_text(manifest)
         return result
 
     def beacon_manifest(self) -> str:
@@ -416,6 +420,28 @@ class BeaconModel(nn.Module):
         after.states = [steps[-1][1] if steps else state for steps, state in zip(trip.steps, cache.states, strict=True)]
         return hidden, after
 
+    def _check_labels(self, labels: Any, text: NewText) -> torch.Tensor:
+        """Labels of the new columns."""
+        if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != 2:
+            raise TypeError(
+                "labels must be an integer tensor [batch, seqlen], got "
+                f"{tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__}; pass "
+                "labels=input_ids with -100 where nothing counts."
+            )
+        new = labels[:, text.skipped :] if labels.shape[1] != text.ids.shape[1] else labels
+        if new.shape != text.ids.shape:
+            raise ValueError(
+                f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(text.ids.shape)}; "
+                "pass labels=input_ids with -100 where nothing counts."
+            )
+        counted = new[new != IGNORED]
+        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < self.config.vocab_size:
+            raise ValueError(
+                f"labels must be {IGNORED} or lie in [0, {self.config.vocab_size}), got "
+                f"{int(counted.min())} to {int(counted.max())}; use this model's own tokenizer."
+            )
+        return new
+
     def _loss(
         self,
         states: HiddenStates,
@@ -425,13 +451,6 @@ class BeaconModel(nn.Module):
         num_items_in_batch: Any,
     ) -> torch.Tensor:
         """Mean next-token loss; the first label of a row belongs to the last token of the call before."""
-        if labels.shape[1] != text.ids.shape[1]:
-            labels = labels[:, text.skipped :]
-        if labels.shape != text.ids.shape:
-            raise ValueError(
-                f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(text.ids.shape)}; "
-                "pass labels=input_ids with -100 where nothing counts."
-            )
         hidden = states.at(torch.arange(sum(text.counts)))
         wanted = text.pack(labels).to(hidden.device)
         targets = torch.full_like(wanted, IGNORED)
@@ -448,7 +467,11 @@ class BeaconModel(nn.Module):
         if carried:
             hidden = torch.cat([hidden, torch.stack([h for h, _ in carried])])
             targets = torch.cat([targets, torch.stack([target for _, target in carried])])
-        return chunked_cross_entropy(hidden, targets, self.beacon_head, num_items_in_batch)
+        loss = chunked_cross_entropy(hidden, targets, self.beacon_head, num_items_in_batch)
+        if loss.requires_grad:
+            return loss
+        # A text too short for beacons: nothing to learn from it, yet trainers call backward().
+        return loss + 0.0 * self.model.beacon_embed_tokens(text.ids.new_zeros(1)).sum()
 
     def _finish(self, after: BeaconCache, trip: Itinerary, hidden: HiddenStates, given: Any) -> BeaconCache:
         """Complete the cache after a call; the caller's own object takes the new content."""

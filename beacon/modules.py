@@ -80,10 +80,12 @@ def rotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.T
     return rotated if rest.shape[-1] == 0 else torch.cat((rotated, rest), dim=-1)
 
 
-def unrotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], scaling: float) -> torch.Tensor:
-    """Undo :func:`rotate` (computed in float32)."""
-    cos, sin = (part.float() / scaling**2 for part in table)
-    return rotate(x.float(), (cos, -sin)).to(x.dtype)
+def unrotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Undo :func:`rotate` (computed in at least float32), whatever the table is scaled by and rounded to."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (part.to(dtype) for part in table)
+    norm = cos.square() + sin.square()
+    return rotate(x.to(dtype), (cos / norm, -sin / norm)).to(x.dtype)
 
 
 class _OnDevice:

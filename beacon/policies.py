@@ -50,6 +50,17 @@ def _fits(request: RatioRequest, ratio: int) -> bool:
     return request.memory + entries + config.window <= request.native_context
 
 
+def _suffices(request: RatioRequest, ratio: int) -> bool:
+    """Whether text and reserve fit the native context at this ratio from the first window on."""
+    need, free = request.length + request.config.reserve, request.native_context - request.config.window
+    return need <= (free * ratio + request.config.window if ratio else request.native_context)
+
+
+def overfull(request: RatioRequest, ratio: int) -> bool:
+    """Whether the adaptive policy chose ``ratio`` only because it has none that is large enough."""
+    return not _fits(request, ratio) and (bool(request.ratios) or not _suffices(request, ratio))
+
+
 def adaptive_ratio(request: RatioRequest) -> int:
     """The smallest listed ratio with which text and reserve fit the native context.
 
@@ -61,12 +72,7 @@ def adaptive_ratio(request: RatioRequest) -> int:
     config = request.config
     ratios = sorted(set(config.ratios))
     if not request.ratios:
-        need = request.length + config.reserve
-        free = request.native_context - config.window
-        for ratio in ratios:
-            if (ratio == 0 and need <= request.native_context) or (ratio and free * ratio + config.window >= need):
-                return ratio
-        return ratios[-1]
+        return next((ratio for ratio in ratios if _suffices(request, ratio)), ratios[-1])
     last = request.ratios[-1]
     rising = [ratio for ratio in ratios if ratio >= last] or [last]
     return next((ratio for ratio in rising if _fits(request, ratio)), rising[-1])

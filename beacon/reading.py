@@ -13,7 +13,7 @@ from beacon.attention import choose_path, load_path
 from beacon.cache import BeaconCache
 from beacon.modules import BeaconPass, Rotary
 from beacon.plan import RowState, Span, WindowStep, build_plan, schedule
-from beacon.policies import RatioRequest, choose_ratio
+from beacon.policies import RatioRequest, choose_ratio, overfull
 from beacon.text import NewText
 
 PASS_TOKENS = 8192
@@ -107,16 +107,15 @@ def plan_call(
 
 def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> None:
     config = request.config
-    entries = config.step // ratio if ratio else config.step
-    need = request.memory + entries + config.window
-    if config.ratio_policy != "adaptive" or need <= request.native_context or cache.warned:
+    if config.ratio_policy != "adaptive" or cache.warned or not overfull(request, ratio):
         return
     cache.warned = True
+    entries = config.step // ratio if ratio else config.step
+    need = request.memory + entries + config.window
     warnings.warn(
-        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens within the native "
-        f"context: memory {request.memory} + {entries} new entries + window {config.window} = {need} > "
-        f"{request.native_context}; "
-        "quality may suffer, add a larger ratio.",
+        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens (and reserve "
+        f"{config.reserve}) within the native context: memory {request.memory} + {entries} new entries + window "
+        f"{config.window} = {need} > {request.native_context}; quality may suffer, add a larger ratio.",
         stacklevel=6,
     )
 

@@ -100,7 +100,7 @@ def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache
             raise ValueError(f"every row needs at least one text token, got only padding in row {row}; drop that row.")
     if sum(text.counts) == 0:
         raise ValueError("at least one row needs new text, got only padding; pass what is new.")
-    if ids.shape[1] > 1 or past == 0:
+    if ids.shape[1] > 1 or past == 0 or ids.device.type == "cpu":  # a decoded token costs no device synchronisation
         packed = text.pack(ids)
         low, high = int(packed.min()), int(packed.max())
         if low < 0 or high >= vocab:

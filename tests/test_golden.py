@@ -52,7 +52,7 @@ def _check_memory(model, cache, io) -> None:
     stores = cache.condensed_stores(rotary)
     for layer, store in enumerate(stores):
         memory = torch.arange(state.memory)
-        k = unrotate(store.memory_k[0], rotary.table(memory, torch.float32), rotary.scaling)
+        k = unrotate(store.memory_k[0], rotary.table(memory, torch.float32))
         k, v = torch.cat([k, store.open_k[0]]), torch.cat([store.memory_v[0], store.open_v[0]])
         names = [name for name in ("sink", "beacon", "raw") if f"mem.{name}_k.{layer}" in io]
         parts = [io[f"mem.{name}_k.{layer}"].shape[2] for name in names]

@@ -1,0 +1,187 @@
+"""However a text is cut into calls and passes, and whichever path computes it: the same logits and gradients."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.qwen2 import modeling_qwen2
+
+import beacon
+from beacon import reading
+from tests.readers import close, configs, fixed, wrapped
+from tests.tiny_models import random_ids
+
+
+def read(model: Any, calls: tuple[torch.Tensor, ...], **span: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits of all calls and the gradients of the loss over the whole text."""
+    model.zero_grad()
+    cache, logits, loss, past = None, [], torch.zeros(()), 0
+    total = sum(ids.numel() for ids in calls) - calls[0].shape[0]
+    for ids in calls:
+        past += ids.shape[1]
+        out = model(
+            ids,
+            torch.ones(ids.shape[0], past),  # over all columns: these are new
+            past_key_values=cache,
+            labels=ids,
+            use_cache=True,
+            logits_to_keep=torch.arange(ids.shape[1]),
+            num_items_in_batch=total,
+            **span,
+        )
+        cache, loss = out.past_key_values, loss + out.loss
+        logits.append(out.logits)
+    loss.backward()
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in own.items()}
+    return torch.cat(logits, dim=1).detach(), gradients
+
+
+def agree(first: Any, second: Any, tolerance: float, what: str) -> None:
+    close(first[0], second[0], tolerance, f"logits, {what}")
+    assert first[1].keys() == second[1].keys(), what
+    for name, gradient in first[1].items():
+        scale = second[1][name].norm().clamp(min=1e-3)
+        assert (gradient - second[1][name]).norm() / scale < tolerance, f"gradient of {name}, {what}"
+
+
+@given(configs(), st.integers(2, 45), st.lists(st.integers(1, 44), max_size=3, unique=True), st.data())
+@settings(max_examples=15)
+def test_cuts_segments_and_paths_agree(config: Any, length: int, cuts: list[int], data: Any) -> None:
+    """In float64, so that nothing hides in rounding."""
+    span: dict[str, int] = {}
+    if not config.sink:
+        span["keep_first"] = data.draw(st.sampled_from([0, 3]))
+        if data.draw(st.booleans()):
+            span["keep_from"] = span["keep_first"] + config.stride * data.draw(st.integers(0, 5))
+    ids = random_ids(1, length)
+    bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
+    calls = tuple(ids[:, low:high] for low, high in pairwise(bounds))
+    variants = {
+        "reference, one window per pass": ("reference", 1, (ids,)),
+        "sdpa, all windows in one pass": ("sdpa", None, (ids,)),
+        "sdpa, two windows per pass": ("sdpa", 2, (ids,)),
+        f"sdpa, cut at {bounds}": ("sdpa", None, calls),
+        f"reference, two windows per pass, cut at {bounds}": ("reference", 2, calls),
+    }
+    results = {}
+    for name, (path, segment, given_calls) in variants.items():
+        model = wrapped(config.replace(attention_path=path, segment=segment), dtype=torch.float64)
+        results[name] = read(model, given_calls, **span)
+    first = next(iter(results.values()))
+    for name, result in results.items():
+        agree(result, first, 1e-9, name)
+
+
+@pytest.mark.parametrize("placement", ["append", "interleave"])
+def test_segments_agree_in_float32(placement: str) -> None:
+    config = fixed(16, 4, placement=placement)
+    ids = random_ids(2, 200)
+    results = [read(wrapped(config.replace(segment=segment), "llama3"), (ids,)) for segment in (1, 3, None)]
+    agree(results[1], results[0], 2e-5, "segment 3")
+    agree(results[2], results[0], 2e-5, "all in one pass")
+
+
+def test_without_gradients_long_texts_are_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default number of windows per pass bounds the activations; progress says how far it is."""
+    monkeypatch.setattr(reading, "PASS_TOKENS", 100)
+    model, ids, seen = wrapped(fixed(16, 8)), random_ids(2, 250), []
+    cache = model.compress(ids, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 500) for done in (96, 192, 288, 384, 480, 500)]
+    assert [row["text_tokens"] for row in cache.stats()] == [250, 250]
+
+
+def test_use_cache_false_returns_none_and_the_same_logits() -> None:
+    model, ids = wrapped(fixed()), random_ids(2, 30)
+    out = model(ids, use_cache=False)
+    assert out.past_key_values is None
+    assert torch.equal(out.logits, model(ids).logits)
+    logits, cache = model(ids, return_dict=False)
+    assert torch.equal(logits, out.logits) and isinstance(cache, beacon.BeaconCache)
+
+
+@pytest.mark.parametrize("length", [6, 30])
+def test_logits_to_keep(length: int) -> None:
+    model, ids = wrapped(fixed()), random_ids(2, length)
+    whole = model(ids).logits
+    assert whole.shape == (2, length, 96)
+    close(model(ids, logits_to_keep=3).logits, whole[:, -3:], 1e-6)
+    close(model(ids, logits_to_keep=1000).logits, whole, 1e-6)
+    index = torch.tensor([4, 0, -1])
+    close(model(ids, logits_to_keep=index).logits, whole[:, index], 1e-6)
+    out = model(ids, labels=ids, logits_to_keep=2)
+    close(out.logits, whole[:, -2:], 1e-5)
+    assert model(ids, labels=ids).logits is None
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_tensor_grows_with_the_square_of_the_text(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 2048
+    model, ids = wrapped(fixed(64, 16)), random_ids(2, length)
+    mask = torch.ones(2, length)
+    if padded:
+        mask[1, :500] = 0
+    masks: list[Any] = []
+    make = modeling_qwen2.create_causal_mask
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        masks.append(make(*args, **kwargs))
+        return masks[-1]
+
+    monkeypatch.setattr(modeling_qwen2, "create_causal_mask", spy)
+    with Largest() as largest:
+        model(ids, mask, labels=ids).loss.backward()
+        cache = model.compress(ids, mask)
+        model.generate(ids[:, -1:], past_key_values=cache, max_new_tokens=2)
+    assert largest.numel < length * length / 8
+    assert masks and all(mask is None or mask.numel() <= length for mask in masks)
+
+
+def test_beacons_stop_at_the_last_layers_keys_and_values() -> None:
+    model, ids = wrapped(fixed(8, 2)), random_ids(1, 32)
+    rows: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda module, args, out, name=name: rows.setdefault(name, []).append(
+                args[0].shape[-2] if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point() else 0
+            )
+        )
+    model(ids, labels=ids, use_cache=True).loss.backward()
+    first, last = "model.layers.0", "model.layers.1"
+    assert rows[f"{first}.mlp"] == [32 + 16] and rows[f"{first}.self_attn.beacon_q_proj"] == [16]
+    assert rows[f"{last}.mlp"] == [32] and rows["model.norm"] == [32]
+    assert rows[f"{last}.self_attn.beacon_k_proj"] == [16] and rows[f"{last}.self_attn.q_proj"] == [32]
+    assert f"{last}.self_attn.beacon_q_proj" not in rows and f"{last}.self_attn.beacon_o_proj" not in rows
+    for name, parameter in model.named_parameters():
+        idle = f"{last}.self_attn.beacon_q" in name or f"{last}.self_attn.beacon_o" in name
+        assert (parameter.grad is not None) == ("beacon_" in name and not idle), name
+    rows.clear()
+    model.compress(ids, past_key_values=None)
+    assert "lm_head" not in rows
+
+
+def test_passes_whose_outputs_nobody_reads_skip_the_last_layer() -> None:
+    """compress reads only the last token's state: in all other passes the last layer stops at keys and values."""
+    model, calls = wrapped(fixed(8, 2, segment=1)), []
+    model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append("mlp"))
+    model.compress(random_ids(1, 36))
+    assert calls == ["mlp"]
