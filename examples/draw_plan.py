@@ -1,6 +1,6 @@
 """Draw who sees whom: the plan of a short text as a picture (the README's figure).
 
-    python examples/draw_plan.py docs/plan.png
+python examples/draw_plan.py docs/plan.png
 """
 
 import sys

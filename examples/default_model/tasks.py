@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from data import Corpus, passkey_line
 
 NUM_DIGITS = 5
+FAR_COPY_WEIGHT = 2.0
 
 
 class TaskSampler:
@@ -108,6 +109,23 @@ class TaskSampler:
         weights[first : first + (1 if kind == "code" else chunk_len)] = 0.0
         weights[second] = 0.0
         return sequence, weights
+
+    def far_copy(self, seqlen: int) -> tuple[np.ndarray, np.ndarray]:
+        """A chunk of 96 tokens or more, tiled from end to end; returns as `passkey` does.
+
+        What comes next stands further back than most of a window of 128, so that it is found through beacons or not at
+        all: a loss at every token that rewards copying through memory. Passkeys alone reward it at five tokens of a
+        sequence, and after 3 million tokens nothing had formed.
+        """
+        rng, weights = self.rng, np.full(seqlen, FAR_COPY_WEIGHT, np.float32)
+        chunk_len = int(rng.integers(96, max(seqlen // 2, 97)))
+        kind = rng.choice(("code", "shuffled", "uniform"), p=(0.2, 0.4, 0.4))
+        if kind == "uniform":
+            chunk = rng.integers(1, self.vocab_size, chunk_len)
+        else:
+            chunk = self.code(chunk_len) if kind == "code" else rng.permutation(self.code(2000))[:chunk_len]
+        weights[:chunk_len] = 0.0
+        return np.tile(chunk, seqlen // chunk_len + 1)[:seqlen], weights
 
     def batch(self, rows: int, seqlen: int, passkey_share: float, copy_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Draw a batch; returns tokens and weights [rows, seqlen]."""

@@ -1,0 +1,48 @@
+"""The examples run as a reader would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import beacon
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*args: object) -> str:
+    """Run an example in a fresh process; returns what it printed."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart_finds_the_key() -> None:
+    printed = run("examples/quickstart.py")
+    assert "the pass key is 48213" in printed
+    assert "'beacons': " in printed
+
+
+def test_minimal_training_writes_an_adapter(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "beacon" / "config.py").read_text())
+    folder = beacon.default_model()
+    out = tmp_path / "adapter"
+    options = ["--steps", 2, "--window", 64, "--windows", 3]
+    printed = run("examples/train_adapter_minimal.py", folder, text, out, *options)
+    assert "step 2 loss" in printed
+    model = beacon.load_adapter(AutoModelForCausalLM.from_pretrained(folder), out)
+    assert model.beacon_config.window == 64
+
+
+def test_figure_of_the_plan(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("examples/draw_plan.py", tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
