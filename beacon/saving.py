@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from beacon.config import BeaconConfig
 from beacon.model import CONFIG_FILE, BeaconModel, base_fingerprint
-from beacon.wrapping import beacon_parameters, new_parameter_shapes, wrap
+from beacon.wrapping import beacon_parameters, new_parameter_shapes, unwrap, wrap
 
 WEIGHTS_FILE = "beacon_model.safetensors"
 CHECKPOINT_FILE = "model.safetensors"
@@ -47,12 +47,9 @@ def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
     if any(map(_is_sharded, beacon_parameters(model).values())) and torch.distributed.get_rank():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS_FILE)
-    partial = folder / f".{CONFIG_FILE}.partial"
-    partial.write_text(manifest)
-    partial.replace(folder / CONFIG_FILE)
+    with _whole(folder / CONFIG_FILE) as settings_file, _whole(folder / WEIGHTS_FILE) as weights_file:
+        save_file(weights, weights_file, metadata={"format": "pt"})
+        settings_file.write_text(manifest)
     return folder
 
 
@@ -76,14 +73,20 @@ def load_adapter(hf_model: Any, folder_or_hub_id: str | os.PathLike[str], **over
     values = _read_json(folder / CONFIG_FILE)
     base = values.pop("base", None)
     config = BeaconConfig.from_dict(values, **overrides)
-    if base is not None and base != base_fingerprint(hf_model):
-        mine = base_fingerprint(hf_model)
-        wrong = [f"{key} {base.get(key)} (this model has {mine[key]})" for key in mine if base.get(key) != mine[key]]
+    shapes = new_parameter_shapes(hf_model, config)
+    mine = base_fingerprint(hf_model)
+    theirs = base if isinstance(base, dict) else {}
+    wrong = [f"{key} {theirs.get(key)} (this model has {mine[key]})" for key in mine if theirs.get(key) != mine[key]]
+    if wrong:
         raise ValueError(f"{folder} was made for another base: {', '.join(wrong)}; load it onto the model it is for.")
     weights = _read_weights(folder)
-    _check_match(weights, new_parameter_shapes(hf_model, config), folder)
+    _check_match(weights, shapes, folder)
     wrap(hf_model, config)
-    _assign(hf_model, weights)
+    try:
+        _assign(hf_model, weights)
+    except BaseException:
+        unwrap(hf_model)
+        raise
     return hf_model
 
 
@@ -134,6 +137,17 @@ def _present(module: Any) -> AbstractContextManager[None]:
     return present
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of ``path`` once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _resolve(source: str | os.PathLike[str]) -> Path:
     folder = Path(source)
     if folder.is_dir():
@@ -165,8 +179,10 @@ def _weight_files(path: Path) -> list[Path]:
             return [path / name]
     index = path / f"{CHECKPOINT_FILE}.index.json"
     if index.exists():
-        names = set(_read_json(index).get("weight_map", {}).values())
-        return [path / name for name in sorted(names)]
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{index} must have a weight_map from names to files; save or download it again.")
+        return [path / name for name in sorted(set(shards.values()))]
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = [file.name for file in path.iterdir() if file.suffix in PICKLES]
