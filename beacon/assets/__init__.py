@@ -16,7 +16,7 @@ def default_model() -> Path:
     folder = Path(__file__).parent / "default_model"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"the shipped model is missing from {folder}; reinstall activation-beacon, or train it with the commands in "
-            "examples/default_model/README.md."
+            f"the shipped model is missing from {folder}; reinstall activation-beacon, or train it with the commands "
+            "in examples/default_model/README.md."
         )
     return folder

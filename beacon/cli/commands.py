@@ -1,0 +1,200 @@
+"""What the subcommands do."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
+
+import beacon
+from beacon.config import PROJECTIONS
+from beacon.demo import Settings, load_default, write_report
+from beacon.demo import run as run_demo
+from beacon.demo.report import cost_table, passkey_table, perplexity_table
+from beacon.evaluation import full_cache_bytes, read_file
+from beacon.families import FAMILIES, family_of, trained_context
+from beacon.wrapping import new_parameter_shapes
+
+LENGTHS = (4096, 32768, 131072, 1_000_000)
+RATIOS = (2, 8, 32, 128)
+
+
+def demo(args: argparse.Namespace, console: Console) -> None:
+    """``beacon demo``."""
+    _quiet(args)
+    quick = {"texts": 1, "targets": 64, "depths": (0.2, 0.8)} if args.quick else {}
+    length = min(args.length, 1024) if args.quick else args.length
+    settings = Settings(length=length, ratio=args.ratio, file=args.file, **quick)
+    model, tokenizer = load_default(args.device, args.model)
+    config = model.beacon_config
+    source = str(args.file) if args.file else "the machine's own Python standard library"
+    console.print(
+        f"A Llama of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, native context "
+        f"{model.beacon_wrapping.native_context} tokens, reads {source} in windows of {config.window}."
+    )
+    with _bars(console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        result = run_demo(model, tokenizer, settings, advance)
+    for table in (perplexity_table, passkey_table, cost_table):
+        _show(console, *table(result))
+    console.print(
+        f"texts: {', '.join(name + (' (held out)' if held else '') for name, held in result.texts)}", style="dim"
+    )
+    for file in write_report(result, args.output):
+        console.print(f"wrote {file}", soft_wrap=True)
+    console.print(f"{result.seconds:.0f} s. Next: beacon ask default --context FILE --question '# the pass key is '")
+
+
+def info(args: argparse.Namespace, console: Console) -> None:
+    """``beacon info``."""
+    _quiet(args)
+    source = beacon.default_model() if args.model == "default" else args.model
+    config = AutoConfig.from_pretrained(source)
+    family_of(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    base = sum(p.numel() for p in model.parameters())
+    native = trained_context(config)
+    _show(
+        console,
+        ["model", str(args.model)],
+        [
+            ["model type", f"{config.model_type} (supported: {', '.join(FAMILIES)})"],
+            ["parameters", f"{base / 1e6:,.1f}M"],
+            ["native context", f"{native:,} tokens"],
+        ],
+    )
+    rows = []
+    for chosen in (PROJECTIONS, PROJECTIONS[:3]):
+        window = min(1024, native)
+        own = beacon.BeaconConfig(window=window, ratios=(window,), projections=chosen)
+        added = sum(torch.Size(shape).numel() for shape in new_parameter_shapes(model, own).values())
+        rows.append(
+            [" ".join(chosen), f"{added / 1e6:,.1f}M", f"{100 * added / base:.0f}%", f"{added * 2 / 1e6:,.0f} MB"]
+        )
+    _show(console, ["wrapping adds projections", "parameters", "of the base", "in bfloat16"], rows)
+    head = ["cache in bfloat16 after", *(f"{length:,} tokens" for length in LENGTHS)]
+    rows = [["full attention", *(_size(full_cache_bytes(config, length, 2)) for length in LENGTHS)]]
+    rows += [
+        [f"ratio {ratio}", *(_size(full_cache_bytes(config, length // ratio, 2)) for length in LENGTHS)]
+        for ratio in RATIOS
+    ]
+    _show(console, head, rows)
+
+
+def ask(args: argparse.Namespace, console: Console) -> None:
+    """``beacon ask``."""
+    _quiet(args)
+    text = read_file(args.context)
+    model, tokenizer = _load(args)
+    ids, question = _prompt(tokenizer, text, args.question)
+    ids, question = ids.to(model.device), question.to(model.device)
+    start = time.perf_counter()
+    with _bars(console) as bars:
+        task = bars.add_task("reading", total=ids.shape[1])
+        length = ids.shape[1] + question.shape[1] + args.max_new_tokens
+        cache = model.compress(
+            ids,
+            ratios=args.ratio,
+            expected_length=length,
+            progress=lambda done, total: bars.update(task, completed=done),
+        )
+    reading = time.perf_counter() - start
+    start = time.perf_counter()
+    out = model.generate(
+        question,
+        attention_mask=question.new_ones(1, ids.shape[1] + question.shape[1]),
+        past_key_values=cache,
+        max_new_tokens=args.max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        streamer=TextStreamer(tokenizer, skip_prompt=True),
+    )
+    answering = time.perf_counter() - start
+    stats = cache.stats()[0]
+    _show(
+        console,
+        ["statistics", ""],
+        [
+            ["tokens read", f"{stats['text_tokens']:,} ({ids.shape[1] / reading:,.0f} per second)"],
+            ["tokens answered", f"{out.shape[1] - question.shape[1]:,} in {answering:.1f} s"],
+            ["entries kept", f"{stats['sinks'] + stats['beacons'] + stats['raw']:,} ({stats['beacons']:,} beacons)"],
+            ["effective ratio", f"{stats['effective_ratio']:.1f}"],
+            ["cache", _size(stats["bytes"])],
+            ["attention path", stats["attention_path"]],
+        ],
+    )
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    if args.model == "default":
+        folder: str | Path = beacon.default_model()
+        adapter: str | Path = args.adapter or beacon.default_model() / "adapter"
+    else:
+        if not args.adapter:
+            raise ValueError("--adapter must name the beacons of this model, got none; only `default` has its own.")
+        folder, adapter = args.model, args.adapter
+    kinds = {"auto": "float32" if args.device == "cpu" else "auto"}
+    name = kinds.get(args.dtype, args.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=name if name == "auto" else getattr(torch, name))
+    model = beacon.load_adapter(model.to(args.device).eval(), adapter)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of what is condensed and of what is asked after it, through the chat template where there is one."""
+    if getattr(tokenizer, "chat_template", None):
+        mark = "\x00"
+        message = [{"role": "user", "content": f"{text}{mark}{question}"}]
+        whole = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, after = whole.split(mark)
+        head = tokenizer(before, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids
+        return head, tokenizer("\n\n" + after, add_special_tokens=False, return_tensors="pt").input_ids
+    head = tokenizer(text, return_tensors="pt", verbose=False).input_ids
+    return head, tokenizer("\n" + question, add_special_tokens=False, return_tensors="pt").input_ids
+
+
+def _show(console: Console, head: list[str], rows: list[list[str]]) -> None:
+    table = Table(header_style="bold")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row, style="bold orange3" if row[0].startswith("beacon") else None)
+    console.print(table)
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        yield bars
+
+
+def _quiet(args: argparse.Namespace) -> None:
+    if not args.debug:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

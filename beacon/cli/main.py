@@ -1,0 +1,81 @@
+"""Parse the command line, run a subcommand, turn users' mistakes into one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from beacon import __version__
+
+USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands and options."""
+    parser = argparse.ArgumentParser(
+        prog="beacon", description="Read far beyond a language model's context window, with its weights untouched."
+    )
+    parser.add_argument("--version", action="version", version=f"beacon {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and log messages")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="measure the shipped model on a long real text")
+    demo.add_argument("--file", type=Path, help="read this text in place of the standard library's sources")
+    demo.add_argument("--length", type=int, default=8192, help="tokens of the longest text (default 8192)")
+    demo.add_argument("--ratio", type=int, default=8, help="raw tokens per beacon (default 8)")
+    demo.add_argument("--output", type=Path, default=Path("build/demo"), help="folder of the results")
+    demo.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    demo.add_argument("--quick", action="store_true", help="fewer texts and shorter ones, for a first look")
+    demo.add_argument("--model", type=Path, help="another folder laid out as the shipped model's")
+
+    info = commands.add_parser("info", help="what wrapping a model would add, without loading it")
+    info.add_argument("model", metavar="MODEL", help="folder, hub id, or default")
+
+    ask = commands.add_parser("ask", help="read a file and answer a question about it")
+    ask.add_argument("model", metavar="MODEL", help="folder, hub id, or default for the shipped model")
+    ask.add_argument("--adapter", help="folder or hub id of the beacons (the shipped model has its own)")
+    ask.add_argument("--context", type=Path, required=True, help="UTF-8 file to read")
+    ask.add_argument("--question", required=True, help="what is asked after the file")
+    ask.add_argument("--ratio", type=int, help="raw tokens per beacon (default: the configured policy)")
+    ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default 64)")
+    ask.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    ask.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; None for the process's own.
+
+    Returns:
+        Exit code: 0, 2 for a mistake in what was asked, 130 for Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if not args.debug:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    console = Console()
+    from beacon.cli import commands  # transformers loads slowly, and its settings come first
+
+    try:
+        run = {"demo": commands.demo, "info": commands.info, "ask": commands.ask}[args.command]
+        run(args, console)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        return 130
+    except USER_ERRORS as err:
+        if args.debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(err))}")
+        return 2
+    return 0

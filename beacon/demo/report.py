@@ -1,0 +1,217 @@
+"""Tables, figure and page of a demo. Nothing here prints."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import transformers
+
+from beacon import __version__
+from beacon.demo.measure import Demo
+from beacon.evaluation import Perplexity, recall
+
+ENTRIES = "sliding window, as many entries"
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def machine_stamp() -> dict[str, str]:
+    """Where and with what figures were measured."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "activation-beacon": __version__,
+        "commit": _commit(),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def perplexity_table(demo: Demo) -> Table:
+    """Perplexity by method (rows) and tokens read (columns)."""
+    curves = perplexity_curves(demo.perplexity)
+    lengths = sorted({length for curve in curves.values() for length in curve})
+    rows = [[name, *(_number(curve[n]) if n in curve else "" for n in lengths)] for name, curve in curves.items()]
+    return ["perplexity after", *(f"{n:,}" for n in lengths)], rows
+
+
+def perplexity_curves(results: Sequence[Perplexity]) -> dict[str, dict[int, float]]:
+    """Perplexity by method and tokens read; the sliding window that grows with the beacons' entries is one method."""
+    raw = min((_window(r.method) for r in results if r.method.startswith("sliding")), default=0)
+    curves: dict[str, dict[int, float]] = {}
+    for result in results:
+        name = result.method
+        seen = curves.get(name, {})
+        if name.startswith("sliding") and (_window(name) != raw or result.context - 1 in seen):
+            name = ENTRIES
+        curves.setdefault(name, {})[result.context - 1] = result.perplexity
+    return curves
+
+
+def passkey_table(demo: Demo) -> Table:
+    """Digits found by method and length (rows) and depth (columns), and exact answers."""
+    depths = sorted({score.depth for score in demo.passkeys})
+    rows = []
+    for length in sorted({score.length for score in demo.passkeys}):
+        for method in dict.fromkeys(score.method for score in demo.passkeys):
+            mine = [score for score in demo.passkeys if score.method == method and score.length == length]
+            cells = [_percent(recall([s for s in mine if s.depth == depth]).per_digit) for depth in depths]
+            whole = recall(mine)
+            rows.append([f"{method}, {length:,} tokens", *cells, _percent(whole.per_digit), _percent(whole.exact)])
+    return ["passkey digits found at depth", *(_percent(depth) for depth in depths), "all", "exact"], rows
+
+
+def cost_table(demo: Demo) -> Table:
+    """Bytes and speed."""
+    longest = max(result.context for result in demo.perplexity) - 1
+    ratio = demo.full_bytes / demo.cache_bytes
+    return (
+        ["cost of reading", f"{longest:,} tokens"],
+        [
+            [f"cache, ratio {demo.settings.ratio}", f"{demo.cache_bytes / 1e6:.2f} MB ({ratio:.1f} times less)"],
+            ["cache, full attention", f"{demo.full_bytes / 1e6:.2f} MB"],
+            ["speed", f"{demo.tokens_per_second:,.0f} tokens/s"],
+        ],
+    )
+
+
+def write_report(demo: Demo, folder: Path) -> list[Path]:
+    """Write ``demo.json``, ``demo.png`` and ``demo.html``.
+
+    Args:
+        demo: What was measured.
+        folder: Where to; made if missing.
+
+    Returns:
+        The three files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = machine_stamp()
+    picture = _figure(demo)
+    numbers = {**asdict(demo), "machine": stamp}
+    for entry, result in zip(numbers["perplexity"], demo.perplexity, strict=True):
+        entry["perplexity"] = result.perplexity
+    files = [folder / name for name in ("demo.json", "demo.png", "demo.html")]
+    files[0].write_text(json.dumps(numbers, indent=1, default=str))
+    files[1].write_bytes(picture)
+    files[2].write_text(_page(demo, picture, stamp), encoding="utf-8")
+    return files
+
+
+def _figure(demo: Demo) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curves = perplexity_curves(demo.perplexity)
+    for name, curve in curves.items():
+        lengths = sorted(curve)
+        strong = name.startswith("beacon")
+        style = "-" if strong else "--"
+        left.plot(lengths, [curve[n] for n in lengths], style, marker="o", linewidth=2.4 if strong else 1.4, label=name)
+    useful = [v for name, curve in curves.items() if name != "stock" for v in curve.values()]
+    left.set_ylim(min(useful) * 0.9, max(useful) * 1.35)
+    left.set_xscale("log", base=2)
+    left.set_xticks(sorted({n for curve in curves.values() for n in curve}))
+    left.get_xaxis().set_major_formatter(lambda value, _: f"{value:,.0f}")
+    left.set_xlabel("tokens read")
+    left.set_ylabel("perplexity of the last tokens (stock leaves the picture)")
+    left.legend(fontsize=8)
+    left.grid(alpha=0.3)
+    head, rows = passkey_table(demo)
+    for row in rows:
+        strong = row[0].startswith("beacon")
+        values = [float(cell.rstrip("%")) for cell in row[1 : len(head) - 2]]
+        depths = [float(cell.rstrip("%")) for cell in head[1 : len(head) - 2]]
+        right.plot(depths, values, "-" if strong else "--", marker="o", linewidth=2.4 if strong else 1.2, label=row[0])
+    right.set_ylim(-4, 104)
+    right.set_xlabel("depth of the passkey in the text (%)")
+    right.set_ylabel("digits found (%)")
+    right.legend(fontsize=7)
+    right.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _page(demo: Demo, picture: bytes, stamp: dict[str, str]) -> str:
+    tables = "".join(_html_table(table(demo)) for table in (perplexity_table, passkey_table, cost_table))
+    texts = ", ".join(html.escape(name) + (" (held out)" if held else "") for name, held in demo.texts)
+    conditions = ", ".join(f"{html.escape(key)} {html.escape(value)}" for key, value in stamp.items())
+    image = base64.b64encode(picture).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Activation Beacon demo</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; margin: 1.2rem 0; }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr.ours {{ font-weight: 600; background: #fff4e6; }}
+img {{ max-width: 100%; }} small {{ color: #666; }}
+</style></head><body>
+<h1>Activation Beacon: a long text read by a small model</h1>
+<p>The last {demo.settings.targets} tokens of {len(demo.texts)} texts, read after more and more context; passkeys hidden
+in the same texts; what the cache costs. Everything on this page was measured in one run of {demo.seconds:.0f} seconds.</p>
+<img alt="Perplexity by tokens read, and passkey digits found by depth" src="data:image/png;base64,{image}">
+{tables}
+<p><small>Texts: {texts}.</small></p><p><small>{conditions}</small></p>
+</body></html>
+"""
+
+
+def _html_table(table: Table) -> str:
+    head, rows = table
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = ""
+    for row in rows:
+        kind = ' class="ours"' if row[0].startswith("beacon") else ""
+        body += f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _window(name: str) -> int:
+    return int(name.rsplit(" ", 1)[1])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the source tree this runs from, if it is one, with a mark where files differ from it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,160 @@
+"""Long real text that is on every machine: the sources of the running interpreter's standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HELD_OUT_PERCENT = 5
+MAX_BYTES = 400_000
+MIN_CHARACTERS = 1000
+MAX_LINE = 400
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "data", "cjkencodings"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A long text.
+
+    Args:
+        name: Where it is from.
+        ids: Token ids ``[T]``.
+        held_out: Whether the shipped model was trained without it.
+    """
+
+    name: str
+    ids: torch.Tensor
+    held_out: bool
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a file is kept from training, by a hash of its path relative to the library."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
+
+
+def read_documents(root: Path | None = None) -> dict[str, str]:
+    """Read the sources of the running interpreter's standard library.
+
+    Files that are no UTF-8, that repeat another one, that exceed ``MAX_BYTES`` or hold a line beyond ``MAX_LINE``
+    characters (generated tables), and short stubs are left out.
+
+    Args:
+        root: Folder to read instead.
+
+    Returns:
+        Text by relative path, in sorted order.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    documents: dict[str, str] = {}
+    seen = set()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if SKIPPED_FOLDERS & set(name.parts[:-1]) or path.stat().st_size > MAX_BYTES:
+            continue
+        try:
+            text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError:
+            continue
+        digest = hashlib.sha256(text.encode()).digest()
+        if len(text) < MIN_CHARACTERS or digest in seen or max(map(len, text.split("\n"))) > MAX_LINE:
+            continue
+        seen.add(digest)
+        documents[name.as_posix()] = text
+    return documents
+
+
+def library_texts(tokenizer: Any, length: int, count: int) -> list[Text]:
+    """Long texts from the standard library: held-out files first, the longest first.
+
+    Files shorter than ``length`` are joined, with the tokenizer's eos token between them.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        length: Tokens of each text.
+        count: How many.
+
+    Returns:
+        ``count`` texts of exactly ``length`` tokens.
+
+    Raises:
+        ValueError: The whole library does not hold that much text.
+    """
+    documents = read_documents()
+    order = sorted(documents, key=lambda name: (not is_held_out(name), -len(documents[name]), name))
+    texts = []
+    for text in _joined(tokenizer, ((name, documents[name]) for name in order), length):
+        texts.append(text)
+        if len(texts) == count:
+            return texts
+    raise ValueError(f"the standard library holds {len(texts)} texts of {length} tokens, got {count} asked; ask less.")
+
+
+def file_texts(tokenizer: Any, path: Path, length: int, count: int) -> list[Text]:
+    """Consecutive stretches of a file.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        path: A UTF-8 file.
+        length: Tokens of each stretch at most.
+        count: Stretches at most.
+
+    Returns:
+        At least one text; of exactly ``length`` tokens where the file has as many, else the whole file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not UTF-8, or empty.
+    """
+    ids = encode(tokenizer, read_file(path))
+    if len(ids) <= length:
+        return [Text(path.name, ids, False)]
+    starts = range(0, len(ids) - length + 1, length)
+    return [Text(f"{path.name}[{start}:]", ids[start : start + length], False) for start in starts[:count]]
+
+
+def read_file(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not UTF-8, or empty.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path} must be UTF-8 text, got other bytes ({err}); convert it first.") from err
+    if not text.strip():
+        raise ValueError(f"{path} must hold some text, got an empty file.")
+    return text
+
+
+def encode(tokenizer: Any, text: str) -> torch.Tensor:
+    """Token ids ``[T]`` without special tokens."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _joined(tokenizer: Any, documents: Iterable[tuple[str, str]], length: int) -> Iterator[Text]:
+    names: list[str] = []
+    parts: list[torch.Tensor] = []
+    held = True
+    end = torch.tensor([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype=torch.int64)
+    for name, document in documents:
+        ids = encode(tokenizer, document)
+        if len(ids) >= length:
+            yield Text(name, ids[:length], is_held_out(name))
+            continue
+        held = held and is_held_out(name)
+        names.append(name)
+        parts += [ids, end]
+        if sum(map(len, parts)) >= length:
+            yield Text(" + ".join(names), torch.cat(parts)[:length], held)
+            names, parts, held = [], [], True
