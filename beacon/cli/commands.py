@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ RATIOS = (2, 8, 32, 128)
 def demo(args: argparse.Namespace, console: Console) -> None:
     """``beacon demo``."""
     _quiet(args)
-    quick = {"texts": 1, "targets": 64, "depths": (0.2, 0.8)} if args.quick else {}
-    length = min(args.length, 1024) if args.quick else args.length
-    settings = Settings(length=length, ratio=args.ratio, file=args.file, **quick)
+    settings = Settings(length=args.length, ratio=args.ratio, file=args.file)
+    if args.quick:
+        settings = replace(settings, length=min(args.length, 1024), texts=1, targets=64, depths=(0.2, 0.8))
     model, tokenizer = load_default(args.device, args.model)
     config = model.beacon_config
     source = str(args.file) if args.file else "the machine's own Python standard library"

@@ -164,7 +164,7 @@ img {{ max-width: 100%; }} small {{ color: #666; }}
 </style></head><body>
 <h1>Activation Beacon: a long text read by a small model</h1>
 <p>The last {demo.settings.targets} tokens of {len(demo.texts)} texts, read after more and more context; passkeys hidden
-in the same texts; what the cache costs. Everything on this page was measured in one run of {demo.seconds:.0f} seconds.</p>
+in the same texts; what the cache costs. All of it was measured in one run of {demo.seconds:.0f} seconds.</p>
 <img alt="Perplexity by tokens read, and passkey digits found by depth" src="data:image/png;base64,{image}">
 {tables}
 <p><small>Texts: {texts}.</small></p><p><small>{conditions}</small></p>

@@ -1,0 +1,98 @@
+"""The command line: its options, its tables, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, LlamaConfig
+
+import beacon
+from beacon.cli import main
+from beacon.cli.main import build_parser
+
+OPTIONS = {
+    "demo": ["--device", "--file", "--length", "--model", "--output", "--quick", "--ratio"],
+    "info": ["MODEL"],
+    "ask": [
+        "--adapter",
+        "--context",
+        "--device",
+        "--dtype",
+        "--max-new-tokens",
+        "--question",
+        "--ratio",
+        "MODEL",
+    ],
+}
+
+
+def test_options_are_these() -> None:
+    parser = build_parser()
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert sorted(commands) == sorted(OPTIONS)
+    for name, wanted in OPTIONS.items():
+        found = [(a.option_strings or [a.metavar])[0] for a in commands[name]._actions if a.dest != "help"]
+        assert sorted(found) == sorted(wanted), name
+
+
+def test_info_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=32, num_hidden_layers=2).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "llama (supported: llama, mistral" in printed
+    assert "full attention" in printed and "ratio 128" in printed
+
+
+def test_ask_streams_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context = tmp_path / "text.py"
+    context.write_text("import os\n\n\ndef f():\n    return 1\n" * 60)
+    question = ["--question", "def ", "--max-new-tokens", "3", "--ratio", "8"]
+    assert main(["ask", "default", "--context", str(context), *question]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens read" in printed and "sdpa" in printed
+
+
+def test_demo_writes_numbers_figure_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    text = tmp_path / "text.py"
+    text.write_text(Path(argparse.__file__).read_text())
+    out = tmp_path / "out"
+    assert main(["demo", "--quick", "--file", str(text), "--length", "600", "--output", str(out)]) == 0
+    assert "perplexity after" in capsys.readouterr().out
+    numbers = json.loads((out / "demo.json").read_text())
+    assert {entry["method"] for entry in numbers["perplexity"]} >= {"stock", "truncated", "beacon", "beacon, ratio 8"}
+    assert numbers["machine"]["torch"]
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "demo.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page.split("</style>")[1]
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["ask", "default", "--context", "missing.txt", "--question", "?"], "no such file"),
+        (["ask", "somewhere", "--context", __file__, "--question", "?"], "--adapter"),
+        (["ask", "default", "--context", __file__, "--question", "?", "--ratio", "7"], "must divide by ratio"),
+        (["demo", "--quick", "--file", "missing.txt"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and "Traceback" not in captured.err
+
+
+def test_unsupported_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 2
+    assert "gpt2" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert beacon.__version__ in capsys.readouterr().out
