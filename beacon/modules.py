@@ -72,6 +72,8 @@ class Rotary:
 
 def rotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotate ``[n, heads, head_dim]`` (its first ``rotary_dim`` channels) by a table."""
+    if not len(x):
+        return x
     cos, sin = table
     width = cos.shape[-1]
     head, rest = x[..., :width], x[..., width:]
@@ -95,7 +97,10 @@ class _OnDevice:
         self.plan = plan.to(device)
         self.memo: dict[Any, Any] = {}
         kinds = ("raw", "beacon", "raw_slots", "beacon_slots", "commits")
-        self.tables = {kind: rotary.table(getattr(self.plan, kind).position, dtype) for kind in kinds}
+        positions = [getattr(self.plan, kind).position for kind in kinds]
+        cos, sin = rotary.table(torch.cat(positions), dtype)
+        sizes = [len(position) for position in positions]
+        self.tables = dict(zip(kinds, zip(cos.split(sizes), sin.split(sizes), strict=True), strict=True))
         self.runs = {kind: _run(getattr(plan, kind)) for kind in (*kinds[2:], "opens")}
 
     def take(self, pool: torch.Tensor, kind: str) -> torch.Tensor:
@@ -189,7 +194,10 @@ class BeaconAttention(nn.Module):
         beacon = hidden[beacon_pass.raw_tokens :] if beacon_pass.beacon_input is None else beacon_pass.beacon_input
         wanted = beacon_pass.outputs or not last
         raw_q, raw_k, raw_v = self.project(raw, own=False, queries=wanted)
-        beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
+        if len(beacon):
+            beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
+        else:  # most decoded tokens bring no beacon
+            beacon_q, beacon_k, beacon_v = None, raw_k[:0], raw_v[:0]
         inputs = self._keep(beacon_pass, (raw_k, beacon_k), (raw_v, beacon_v))
         if raw_q is None:
             return raw[:0]
@@ -242,16 +250,29 @@ class BeaconAttention(nn.Module):
         plan = here.plan
         old = beacon_pass.stores[index] if beacon_pass.stores else LayerStore.empty(plan.rows, new_k[0])
         k, v = torch.cat([*old.open_k, *new_k]), torch.cat([*old.open_v, *new_v])
-        commit_k = rotate(here.take(k, "commits"), here.tables["commits"]).split(plan.commit_counts)
-        commit_v = here.take(v, "commits").split(plan.commit_counts)
-        memory_k = [torch.cat(pair) if len(pair[1]) else pair[0] for pair in zip(old.memory_k, commit_k, strict=True)]
-        memory_v = [torch.cat(pair) if len(pair[1]) else pair[0] for pair in zip(old.memory_v, commit_v, strict=True)]
-        open_k = [part.clone() for part in here.take(k, "opens").split(plan.open_counts)]
-        open_v = [part.clone() for part in here.take(v, "opens").split(plan.open_counts)]
+        if sum(plan.commit_counts):
+            commit_k = rotate(here.take(k, "commits"), here.tables["commits"]).split(plan.commit_counts)
+            commit_v = here.take(v, "commits").split(plan.commit_counts)
+            memory_k = [_joined(*pair) for pair in zip(old.memory_k, commit_k, strict=True)]
+            memory_v = [_joined(*pair) for pair in zip(old.memory_v, commit_v, strict=True)]
+        else:
+            memory_k, memory_v = old.memory_k, old.memory_v
+        open_k, open_v = (_rows(here.take(pool, "opens"), plan.open_counts, pool) for pool in (k, v))
         beacon_pass.kept[index] = LayerStore(memory_k, memory_v, open_k, open_v)
         raw_k = rotate(here.take(k, "raw_slots"), here.tables["raw_slots"])
         beacon_k = rotate(here.take(k, "beacon_slots"), here.tables["beacon_slots"])
         return raw_k, here.take(v, "raw_slots"), beacon_k, here.take(v, "beacon_slots"), memory_k, memory_v
+
+
+def _joined(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return torch.cat([old, new]) if len(new) else old
+
+
+def _rows(entries: torch.Tensor, counts: tuple[int, ...], pool: torch.Tensor) -> list[torch.Tensor]:
+    """Each row's share of the entries, copied: a view would keep the whole pool, unless it is the whole pool."""
+    if counts == (len(pool),):
+        return [entries]
+    return [row.clone() for row in entries.split(counts)]
 
 
 def split_qkv(attention: Any, fused: torch.Tensor) -> tuple[torch.Tensor, ...]:

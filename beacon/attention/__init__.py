@@ -64,6 +64,7 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
     return requested
 
 
+@cache
 def load_path(name: str) -> AttentionPath:
     """The function behind the name of a path (imported on first use)."""
     path: AttentionPath = importlib.import_module(f"beacon.attention.{name}").attend

@@ -32,7 +32,7 @@ def attend(inputs: AttentionInputs, plan: Plan) -> Outputs:
         mask = _mask(inputs, plan.beacon, group[0], "beacon_queries")
         for number, out in zip(numbers, _call(q, k, v, mask, inputs.scale).unbind(), strict=True):
             beacon[number] = out
-    return torch.cat(raw), None if inputs.beacon_q is None else torch.cat(beacon)
+    return _cat(raw), None if inputs.beacon_q is None else _cat(beacon)
 
 
 class _Windows:
@@ -46,11 +46,11 @@ class _Windows:
         self._inputs, self._blocks = inputs, plan.blocks
         slots = [_length(block.raw_slots) for block in plan.blocks]
         beacon_slots = [_length(block.beacon_slots) for block in plan.blocks]
-        self._keys = inputs.raw_k.split(slots), inputs.beacon_k.split(beacon_slots)
-        self._values = inputs.raw_v.split(slots), inputs.beacon_v.split(beacon_slots)
-        self.raw_q = inputs.raw_q.split([_length(block.raw_queries) for block in plan.blocks])
+        self._keys = _split(inputs.raw_k, slots), _split(inputs.beacon_k, beacon_slots)
+        self._values = _split(inputs.raw_v, slots), _split(inputs.beacon_v, beacon_slots)
+        self.raw_q = _split(inputs.raw_q, [_length(block.raw_queries) for block in plan.blocks])
         queries = [_length(block.beacon_queries) for block in plan.blocks]
-        self.beacon_q = None if inputs.beacon_q is None else inputs.beacon_q.split(queries)
+        self.beacon_q = None if inputs.beacon_q is None else _split(inputs.beacon_q, queries)
 
     def keys(self, numbers: list[int]) -> torch.Tensor:
         """Memory, raw and beacon keys of some windows of equal shape: ``[batch, keys, kv_heads, head_dim]``."""
@@ -69,11 +69,21 @@ class _Windows:
     ) -> torch.Tensor:
         steps = [self._blocks[number].step for number in numbers]
         seen = [memory[step.row][: step.memory] for step in steps]
-        return _stack([torch.cat([m, raw[n], beacon[n]]) for m, n in zip(seen, numbers, strict=True)])
+        parts = [(m, raw[n], beacon[n]) for m, n in zip(seen, numbers, strict=True)]
+        return _stack([_cat([part for part in window if len(part)]) for window in parts])
 
 
 def _length(part: slice) -> int:
     return int(part.stop - part.start)
+
+
+def _split(store: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, ...]:
+    return (store,) if len(sizes) == 1 else store.split(sizes)
+
+
+def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Like ``torch.cat``, without a copy of a single one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -85,21 +95,22 @@ def _mask(inputs: AttentionInputs, queries: Queries, block: Block, which: str) -
     """The mask that all windows of a shape share, ``[queries, keys]``; None where everything is visible."""
     key = (which, block.shape)
     if key not in inputs.memo:
-        q = part(queries, getattr(block, which))
-        zero = torch.zeros_like(q.memory)
-        raw, beacon = block.raw_slots, block.beacon_slots
-        mask = torch.cat(
-            [
-                within(zero, q.memory, 0, block.step.memory),
-                within(q.raw_lo, q.raw_hi, raw.start, raw.stop),
-                within(q.beacon_lo, q.beacon_hi, beacon.start, beacon.stop),
-            ],
-            dim=1,
-        )
-        one_plain = which == "raw_queries" and len(q) == 1 and block.step.beacon_hi == 0
-        inputs.memo[key] = None if one_plain else mask
-    mask_or_none: torch.Tensor | None = inputs.memo[key]
-    return mask_or_none
+        inputs.memo[key] = None if _sees_all(block, which) else _visible(queries, block, which)
+    mask: torch.Tensor | None = inputs.memo[key]
+    return mask
+
+
+def _sees_all(block: Block, which: str) -> bool:
+    """Whether the block is one raw token beside no beacons: it sees all there is."""
+    return which == "raw_queries" and block.step.raw_hi - block.step.raw_lo == 1 and block.step.beacon_hi == 0
+
+
+def _visible(queries: Queries, block: Block, which: str) -> torch.Tensor:
+    q = part(queries, getattr(block, which))
+    raw, beacon = block.raw_slots, block.beacon_slots
+    memory = within(torch.zeros_like(q.memory), q.memory, 0, block.step.memory)
+    own = within(q.raw_lo, q.raw_hi, raw.start, raw.stop)
+    return torch.cat([memory, own, within(q.beacon_lo, q.beacon_hi, beacon.start, beacon.stop)], dim=1)
 
 
 def _call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:

@@ -122,6 +122,8 @@ class Plan:
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its tensors on another device."""
+        if device == self.raw.row.device:
+            return self
         return replace(
             self,
             raw=self.raw.to(device),
