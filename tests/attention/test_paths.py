@@ -285,6 +285,7 @@ def test_layers_share_what_follows_from_the_plan(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_compiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's compiled CPU kernel follows the block lists, as the one on a GPU does (needs a C++ compiler)."""
     compiled = torch.compile(torch_flex.flex_attention, fullgraph=True, dynamic=False)
