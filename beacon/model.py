@@ -542,10 +542,14 @@ def _last_tokens(text: NewText) -> torch.Tensor:
 
 
 def _slice(hidden: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The columns that the stock model would keep, sliced as it does."""
+    """The columns that the stock model would keep.
+
+    Contiguous, for PyTorch multiplies a slice in another way where the head's weight is frozen than where it is not,
+    and rounds differently; the stock model that users compare with is not frozen.
+    """
     if isinstance(logits_to_keep, torch.Tensor):
         return hidden[:, logits_to_keep]
-    return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, -logits_to_keep:].contiguous() if logits_to_keep else hidden
 
 
 def _unpack(hidden: HiddenStates, text: NewText, columns: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,84 @@
+"""The next-token loss: chunked, over window and call borders, counted as Hugging Face counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from beacon import loss as loss_module
+from tests.readers import close, fixed, wrapped
+from tests.tiny_models import random_ids, tiny_model
+
+
+def by_hand(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+@pytest.mark.parametrize("name", ["llama3", "granite"])
+def test_short_texts_have_the_stock_models_loss(name: str) -> None:
+    model, stock, ids = wrapped(fixed(32, 4), name), tiny_model(name), random_ids(2, 30)
+    labels = ids.clone()
+    labels[0, :10], labels[1, 25:] = -100, -100
+    ours, theirs = model(ids, labels=labels), stock(ids, labels=labels)
+    close(ours.loss, theirs.loss, 1e-6)
+    for count in (7, torch.tensor(7)):
+        theirs = stock(ids, labels=labels, num_items_in_batch=count)
+        close(model(ids, labels=labels, num_items_in_batch=count).loss, theirs.loss, 1e-6)
+
+
+def test_long_texts_have_the_loss_of_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", 16)  # several chunks, the last one short
+    model, ids = wrapped(fixed(8, 2)), random_ids(2, 45)
+    labels = ids.clone()
+    labels[:, 11:30] = -100
+    close(model(ids, labels=labels).loss, by_hand(model(ids).logits, labels), 1e-5)
+
+
+def test_the_first_label_of_a_call_belongs_to_the_last_token_before() -> None:
+    model, ids = wrapped(fixed(8, 2)), random_ids(2, 40)
+    whole = model(ids, labels=ids, use_cache=True).loss * 2 * 39
+    cache, parts = None, []
+    for low, high in ((0, 7), (7, 8), (8, 24), (24, 40)):
+        out = model(
+            ids[:, low:high], torch.ones(2, high), past_key_values=cache, labels=ids[:, low:high], use_cache=True
+        )
+        cache = out.past_key_values
+        parts.append(out.loss * 2 * (high - low - (low == 0)))
+    close(sum(parts), whole, 1e-5)
+    end = model(ids, past_key_values=model.compress(ids[:, :30]), labels=ids).loss  # the whole text with its labels
+    last = model(ids, labels=torch.cat([torch.full((2, 30), -100), ids[:, 30:]], dim=1), use_cache=True).loss
+    close(end, last, 1e-5)
+
+
+def test_labels_without_any_that_counts_and_short_training_texts() -> None:
+    """Neither NaN nor an error in backward: a batch may hold a text too short for beacons."""
+    model, ids = wrapped(fixed(8, 2)).train(), random_ids(2, 20)
+    nothing = model(ids, labels=torch.full_like(ids, -100)).loss
+    assert nothing.item() == 0
+    nothing.backward()
+    for length in (1, 5, 8):
+        short = model(ids[:, :length], labels=ids[:, :length]).loss
+        assert torch.isfinite(short)
+        short.backward()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_window_that_ends_the_text_gets_no_beacons_under_labels() -> None:
+    model, ids = wrapped(fixed(8, 4, placement="interleave")), random_ids(1, 14)
+    out = model(ids, labels=ids, logits_to_keep=14)
+    assert out.past_key_values is None
+    close(out.loss, by_hand(out.logits, ids), 1e-5)
+    kept = model(ids, labels=ids, logits_to_keep=14, use_cache=True)
+    assert kept.past_key_values.stats()[0]["beacons"] == 3
+    step = wrapped(fixed(8, 4, placement="interleave", attention="full-coverage", attend_beacons=True))
+    assert (step(ids, labels=ids, logits_to_keep=14).logits - step(ids).logits)[:, 12:].abs().max() > 1e-3
+
+
+def test_no_logits_of_the_whole_text_are_held() -> None:
+    """The head sees at most a chunk of rows at a time, in both directions."""
+    model, rows = wrapped(fixed(8, 2)), []
+    model.lm_head.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    ids = random_ids(1, 3000)
+    model(ids, labels=ids).loss.backward()
+    assert max(rows) <= loss_module.CHUNK and sum(rows) == 2 * 3000
