@@ -19,8 +19,8 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Threads cost more than they give on tiny models, and workers of pytest-xdist share the cores.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+# Threads cost more than they give on tiny models, most of all on a busy machine.
+torch.set_num_threads(1)
 
 # The same examples in every run; `pytest --hypothesis-profile=explore` draws new and more ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)

@@ -24,10 +24,11 @@ def run(*args: object) -> str:
     return done.stdout
 
 
-def test_quickstart_finds_the_key() -> None:
-    printed = run("examples/quickstart.py")
-    assert "the pass key is 48213" in printed
-    assert "'beacons': " in printed
+def test_quickstart_reads_once_and_answers_twice() -> None:
+    printed = run("examples/quickstart.py").splitlines()
+    assert "'beacons': 416" in printed[0]
+    assert printed[1].startswith("'\\n# the pass key is ") and printed[1].strip("'")[-5:].isdigit()
+    assert printed[2].startswith("'\\n\\nclass ArgumentParser(")
 
 
 def test_minimal_training_writes_an_adapter(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from beacon.demo import run as run_demo
 from beacon.demo.report import cost_table, passkey_table, perplexity_table
 from beacon.evaluation import full_cache_bytes, read_file
 from beacon.families import FAMILIES, family_of, trained_context
-from beacon.wrapping import new_parameter_shapes
+from beacon.wrapping import beacon_parameters, new_parameter_shapes
 
 LENGTHS = (4096, 32768, 131072, 1_000_000)
 RATIOS = (2, 8, 32, 128)
@@ -39,8 +39,10 @@ def demo(args: argparse.Namespace, console: Console) -> None:
     model, tokenizer = load_default(args.device, args.model)
     config = model.beacon_config
     source = str(args.file) if args.file else "the machine's own Python standard library"
+    own = sum(p.numel() for p in beacon_parameters(model).values())
+    base = sum(p.numel() for p in model.parameters()) - own
     console.print(
-        f"A Llama of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, native context "
+        f"A Llama of {base / 1e6:.1f}M parameters with {own / 1e6:.1f}M of beacons, native context "
         f"{model.beacon_wrapping.native_context} tokens, reads {source} in windows of {config.window}."
     )
     with _bars(console) as bars:

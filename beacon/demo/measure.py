@@ -46,7 +46,7 @@ class Settings:
 
     length: int = 8192
     ratio: int = 8
-    texts: int = 4
+    texts: int = 3
     targets: int = 256
     depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     file: Path | None = None
@@ -58,6 +58,7 @@ class Demo:
 
     Args:
         settings: What was asked for.
+        window: Raw tokens in a window of the model, and in the sliding window beside it.
         texts: Names of the texts, and whether the shipped model was trained without them.
         perplexity: By method and length.
         passkeys: Every answer.
@@ -68,6 +69,7 @@ class Demo:
     """
 
     settings: Settings
+    window: int
     texts: tuple[tuple[str, bool], ...]
     perplexity: tuple[Perplexity, ...]
     passkeys: tuple[PasskeyScore, ...]
@@ -131,6 +133,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, advance: Callable[[str, 
     say("speed", 1, 1)
     return Demo(
         settings=settings,
+        window=model.beacon_config.window,
         texts=tuple((text.name, text.held_out) for text in texts),
         perplexity=tuple(perplexity),
         passkeys=tuple(passkeys),
@@ -185,7 +188,7 @@ def _passkeys(
     prompts = [
         build_passkey(tokenizer, text.ids, length, depth, seed=1000 * number + place)
         for length in lengths
-        for number, text in enumerate(texts)
+        for number, text in enumerate(texts[:2])
         for place, depth in enumerate(settings.depths)
     ]
     scores = []

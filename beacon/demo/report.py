@@ -42,20 +42,19 @@ def machine_stamp() -> dict[str, str]:
 
 def perplexity_table(demo: Demo) -> Table:
     """Perplexity by method (rows) and tokens read (columns)."""
-    curves = perplexity_curves(demo.perplexity)
+    curves = perplexity_curves(demo.perplexity, demo.window)
     lengths = sorted({length for curve in curves.values() for length in curve})
     rows = [[name, *(_number(curve[n]) if n in curve else "" for n in lengths)] for name, curve in curves.items()]
     return ["perplexity after", *(f"{n:,}" for n in lengths)], rows
 
 
-def perplexity_curves(results: Sequence[Perplexity]) -> dict[str, dict[int, float]]:
+def perplexity_curves(results: Sequence[Perplexity], window: int) -> dict[str, dict[int, float]]:
     """Perplexity by method and tokens read; the sliding window that grows with the beacons' entries is one method."""
-    raw = min((_window(r.method) for r in results if r.method.startswith("sliding")), default=0)
     curves: dict[str, dict[int, float]] = {}
     for result in results:
         name = result.method
-        seen = curves.get(name, {})
-        if name.startswith("sliding") and (_window(name) != raw or result.context - 1 in seen):
+        repeated = result.context - 1 in curves.get(name, {})
+        if name.startswith("sliding") and (_window(name) != window or repeated):
             name = ENTRIES
         curves.setdefault(name, {})[result.context - 1] = result.perplexity
     return curves
@@ -116,7 +115,7 @@ def _figure(demo: Demo) -> bytes:
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    curves = perplexity_curves(demo.perplexity)
+    curves = perplexity_curves(demo.perplexity, demo.window)
     for name, curve in curves.items():
         lengths = sorted(curve)
         strong = name.startswith("beacon")
