@@ -363,16 +363,16 @@ class BeaconModel(nn.Module):
         """Validate a call and decide what it reads. Nothing is changed."""
         config, begun = cache.config, cache.columns.count > 0
         text = new_text(input_ids, attention_mask, cache, self.model.embed_tokens.num_embeddings)
-        span = Span(keep_first or 0, keep_from).check(config)
         if begun:
-            for name in ("keep_first", "keep_from"):
-                value, before = {"keep_first": keep_first, "keep_from": keep_from}[name], getattr(cache.span, name)
-                if value is not None and value != before:
+            span = cache.span
+            for name, value in (("keep_first", keep_first), ("keep_from", keep_from)):
+                if value is not None and value != getattr(span, name):
                     raise ValueError(
-                        f"{name} must be the same in every call on one cache, got {value} after {before}; "
+                        f"{name} must be the same in every call on one cache, got {value} after {getattr(span, name)}; "
                         "leave it out or read the text again."
                     )
-            span = cache.span
+        else:
+            span = Span(0 if keep_first is None else keep_first, keep_from).check(config)
         known = cache.ratios if ratios is None else check_ratios(ratios, config.step, cache.states)
         if expected_length is not None and (isinstance(expected_length, bool) or not isinstance(expected_length, int)):
             raise TypeError(f"expected_length must be an int, got {expected_length!r}; pass a number of tokens.")
