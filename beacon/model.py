@@ -267,18 +267,23 @@ class BeaconModel(nn.Module):
             )
         if isinstance(kwargs.get("ratios"), torch.Tensor):  # generate would repeat a tensor for every beam
             kwargs["ratios"] = kwargs["ratios"].tolist()
-        cache = kwargs.get("past_key_values")
-        if isinstance(cache, BeaconCache) and cache.columns.count:
+        given = kwargs.get("past_key_values")
+        if isinstance(given, BeaconCache) and given.columns.count:
             ids = check_ids(ids)
-            cache = self._cache_for(cache, ids.shape[0])
+            cache, before = self._cache_for(given, ids.shape[0]), given.fork()
             text = new_text(ids, mask, cache, self.model.embed_tokens.num_embeddings)
-            kwargs["past_key_values"] = self._expand(kwargs["past_key_values"], cache, args, kwargs)
             _, known = cache.columns.read()
             fresh = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
             kwargs["attention_mask"] = torch.cat([known, fresh], dim=1).long().to(ids.device)
+            self._expand(given, cache, args, kwargs)
+            try:
+                return stock.generate(inputs, *args, **kwargs)
+            except Exception:
+                given.__dict__.update(before.__dict__)
+                raise
         return stock.generate(inputs, *args, **kwargs)
 
-    def _expand(self, original: BeaconCache, cache: BeaconCache, args: tuple[Any, ...], kwargs: Any) -> BeaconCache:
+    def _expand(self, original: BeaconCache, cache: BeaconCache, args: tuple[Any, ...], kwargs: Any) -> None:
         """Give every beam or returned sequence a row of its own, in the caller's cache object."""
         settings = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
         counts = (kwargs.get(name) or getattr(settings, name, None) for name in ("num_beams", "num_return_sequences"))
@@ -286,7 +291,6 @@ class BeaconModel(nn.Module):
         original.__dict__.update(cache.__dict__)
         if repeats > 1:
             original.batch_repeat_interleave(repeats)
-        return original
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
