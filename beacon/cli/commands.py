@@ -92,7 +92,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
             [" ".join(chosen), f"{added / 1e6:,.1f}M", f"{100 * added / base:.0f}%", f"{added * 2 / 1e6:,.0f} MB"]
         )
     _show(console, ["wrapping adds projections", "parameters", "of the base", "in bfloat16"], rows)
-    head = ["cache in bfloat16 after", *(f"{length:,} tokens" for length in LENGTHS)]
+    head = ["cache (bfloat16) at tokens", *(f"{length:,}" for length in LENGTHS)]
     rows = [["full attention", *(_size(full_cache_bytes(config, length, 2)) for length in LENGTHS)]]
     rows += [
         [f"ratio {ratio}", *(_size(full_cache_bytes(config, length // ratio, 2)) for length in LENGTHS)]
@@ -176,7 +176,7 @@ def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, tor
 def _show(console: Console, head: list[str], rows: list[list[str]]) -> None:
     table = Table(header_style="bold")
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row, style="bold orange3" if row[0].startswith("beacon") else None)
     console.print(table)
