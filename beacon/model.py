@@ -22,8 +22,8 @@ from beacon.families import Family, is_longrope
 from beacon.loss import IGNORED, chunked_cross_entropy
 from beacon.modules import Rotary
 from beacon.plan import Span
-from beacon.reading import HiddenStates, Itinerary, plan_call, read
-from beacon.text import NewText, check_ids, check_ratios, new_text
+from beacon.reading import HiddenStates, Itinerary, check_checkpointing, checkpoints, plan_call, read
+from beacon.text import NewText, check_ids, check_mask, check_ratios, new_text
 
 CONFIG_FILE = "beacon_config.json"
 _here = threading.local()
@@ -177,11 +177,12 @@ class BeaconModel(nn.Module):
         )
         labels = None if labels is None else self._check_labels(labels, text)
         columns = _kept_columns(text, logits_to_keep, labels)
-        if self._stock_serves(cache, trip):
+        if self._stock_serves(cache, trip, keep):
             whole, after = self._read_stock(cache, trip, attention_mask, position_ids, keep)
             hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
             kept = None if columns is None else _slice(whole, logits_to_keep)
         else:
+            check_checkpointing(self, cache.config.segment, trip, keep)
             hidden, after = read(self, self.beacon_rotary(), cache, trip, _wanted(text, columns, labels))
             kept = None if columns is None else _unpack(hidden, text, columns)
         logits = None if kept is None else self.beacon_head(kept)
@@ -230,7 +231,7 @@ class BeaconModel(nn.Module):
             cache = self._cache_for(past_key_values, input_ids.shape[0])
             span = (ratios, expected_length, keep_first, keep_from)
             text, trip = self._plan(cache, input_ids, attention_mask, *span, False, True)
-            if self._stock_serves(cache, trip):
+            if self._stock_serves(cache, trip, True):
                 whole, after = self._read_stock(cache, trip, attention_mask, None, True)
                 hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
                 if progress is not None:
@@ -260,15 +261,17 @@ class BeaconModel(nn.Module):
             return stock.generate(inputs, *args, **kwargs)
         ids = kwargs.get("input_ids", inputs)
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
+        given = kwargs.get("past_key_values")
+        past = given.columns.count if isinstance(given, BeaconCache) else 0
+        mask = mask if ids is None else check_mask(mask, check_ids(ids), past)
+        if mask is not None and bool((mask.any(dim=1) & (mask[:, -1] == 0)).any()):
             raise ValueError(
                 "generate needs left padding, got an attention_mask whose last column has padding; "
                 "tokenize with padding_side='left'."
             )
         if isinstance(kwargs.get("ratios"), torch.Tensor):  # generate would repeat a tensor for every beam
             kwargs["ratios"] = kwargs["ratios"].tolist()
-        given = kwargs.get("past_key_values")
-        if isinstance(given, BeaconCache) and given.columns.count:
+        if isinstance(given, BeaconCache) and past:
             ids = check_ids(ids)
             cache, before = self._cache_for(given, ids.shape[0]), given.fork()
             text = new_text(ids, mask, cache, self.model.embed_tokens.num_embeddings)
@@ -391,10 +394,12 @@ class BeaconModel(nn.Module):
         )
         return text, trip
 
-    def _stock_serves(self, cache: BeaconCache, trip: Itinerary) -> bool:
+    def _stock_serves(self, cache: BeaconCache, trip: Itinerary, keep: bool) -> bool:
         """Whether nothing is condensed yet and in this call: then the stock attention reads the text whole."""
         if cache.stock is None or trip.condenses:
             return False
+        if (keep or cache.columns.count) and checkpoints(self):
+            return False  # checkpointed stock layers neither read nor write a cache
         longest = max((row[-1][1].tokens for row in trip.steps if row), default=0)
         return not is_longrope(self.config) or longest <= self.beacon_wrapping.native_context
 

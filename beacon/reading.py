@@ -120,6 +120,30 @@ def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> 
     )
 
 
+def checkpoints(model: Any) -> bool:
+    """Whether decoder layers run under gradient checkpointing just now."""
+    return model.training and any(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+def check_checkpointing(model: Any, segment: int | None, trip: Itinerary, keep: bool) -> None:
+    """Refuse reentrant gradient checkpointing where gradients would have to flow from a later pass or call.
+
+    It computes a layer's new memory without a graph.
+
+    Raises:
+        NotImplementedError: They would be lost.
+    """
+    if not (torch.is_grad_enabled() and checkpoints(model)):
+        return
+    windows = max(len(steps) for steps in trip.steps)
+    options = getattr(model.model.layers[0]._gradient_checkpointing_func, "keywords", {})
+    if options.get("use_reentrant", True) and (keep or (segment is not None and windows > segment)):
+        raise NotImplementedError(
+            "training through memory over several passes or calls needs checkpointing with use_reentrant=False, got "
+            "use_reentrant=True; pass {'use_reentrant': False}, or leave out segment and use_cache."
+        )
+
+
 def read(
     model: Any,
     rotary: Rotary,

@@ -84,9 +84,9 @@ def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache
         ValueError: Mask of another shape, nothing new, a text that departs from the one read, a row without text, or
             token ids out of range.
     """
-    rows, columns = input_ids.shape
+    columns = input_ids.shape[1]
     past = cache.columns.count
-    mask = _check_mask(attention_mask, rows, columns, past)
+    mask = check_mask(attention_mask, input_ids, past)
     only_new = past == 0 or columns == 1 or (mask is not None and mask.shape[1] == past + columns)
     skipped = 0 if only_new else _known_prefix(input_ids, cache)
     ids = input_ids[:, skipped:]
@@ -110,7 +110,14 @@ def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache
     return text
 
 
-def _check_mask(mask: Any, rows: int, columns: int, past: int) -> torch.Tensor | None:
+def check_mask(mask: Any, input_ids: torch.Tensor, past: int) -> torch.Tensor | None:
+    """Return ``mask`` if it is None or covers the columns of ``input_ids``, or those and the ``past`` ones before.
+
+    Raises:
+        TypeError: Not a matrix.
+        ValueError: Wrong shape.
+    """
+    rows, columns = input_ids.shape
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
