@@ -38,7 +38,7 @@ def masks(draw: Any, columns: int, rows: int, every_row: bool) -> torch.Tensor:
 
 
 @given(configs(), st.data())
-@settings(max_examples=20)
+@settings(max_examples=40)
 def test_any_padding_equals_each_row_alone(config: Any, data: Any) -> None:
     """Prefill and continuation, with logits, states and the loss of both calls.
 
