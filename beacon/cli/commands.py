@@ -33,6 +33,7 @@ RATIOS = (2, 8, 32, 128)
 def demo(args: argparse.Namespace, console: Console) -> None:
     """``beacon demo``."""
     _quiet(args)
+    _check_device(args.device)
     settings = Settings(length=args.length, ratio=args.ratio, file=args.file)
     if args.quick:
         settings = replace(settings, length=min(args.length, 1024), texts=1, targets=64, depths=(0.2, 0.8))
@@ -104,6 +105,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
 def ask(args: argparse.Namespace, console: Console) -> None:
     """``beacon ask``."""
     _quiet(args)
+    _check_device(args.device)
     text = read_file(args.context)
     model, tokenizer = _load(args)
     ids, question = _prompt(tokenizer, text, args.question)
@@ -127,7 +129,7 @@ def ask(args: argparse.Namespace, console: Console) -> None:
         max_new_tokens=args.max_new_tokens,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        streamer=TextStreamer(tokenizer, skip_prompt=True),
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
     answering = time.perf_counter() - start
     stats = cache.stats()[0]
@@ -143,6 +145,15 @@ def ask(args: argparse.Namespace, console: Console) -> None:
             ["attention path", stats["attention_path"]],
         ],
     )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as err:  # PyTorch built without CUDA asserts
+        raise ValueError(
+            f"device must be one that PyTorch finds here, got {name!r}; pass --device cpu ({err})."
+        ) from err
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -164,6 +175,7 @@ def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, tor
     """Ids of what is condensed and of what is asked after it, through the chat template where there is one."""
     if getattr(tokenizer, "chat_template", None):
         mark = "\x00"
+        text = text.replace(mark, "")
         message = [{"role": "user", "content": f"{text}{mark}{question}"}]
         whole = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         before, after = whole.split(mark)

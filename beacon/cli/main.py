@@ -76,6 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as err:
         if args.debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(err))}")
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(' '.join(str(err).split()))}")
         return 2
     return 0

@@ -30,6 +30,8 @@ from beacon.evaluation import (
     native_context,
 )
 
+SINKS = 4  # of the sliding windows
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -155,6 +157,8 @@ def _lengths(least: int, longest: int) -> list[int]:
 def _perplexities(
     model: Any, texts: list[Text], longest: int, settings: Settings, say: Callable[[str, int, int], None]
 ) -> list[Perplexity]:
+    # The rival "as many entries" gets a full window beside the memory, the most that a target sees through beacons, but
+    # not more than its native context, beyond which it gets worse.
     config = model.beacon_config
     ids = [text.ids.to(model.device) for text in texts]
     lengths = _lengths(min(native_context(model), longest), longest)
@@ -165,8 +169,8 @@ def _perplexities(
         rivals: list[Method] = [
             Stock(),
             Truncated(),
-            SlidingWindow(config.window),
-            SlidingWindow(max(round(fixed.entries) - 4, 1)),
+            SlidingWindow(config.window, SINKS),
+            SlidingWindow(min(round(fixed.entries) + config.window, native_context(model)) - SINKS, SINKS),
             Beacon(),
         ]
         results += [measure_perplexity(model, ids, length + 1, settings.targets, method) for method in rivals]

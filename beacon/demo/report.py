@@ -116,30 +116,34 @@ def _figure(demo: Demo) -> bytes:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves = perplexity_curves(demo.perplexity, demo.window)
+    colors = {name: f"C{number}" for number, name in enumerate(curves)}  # one colour per method in both panels
     for name, curve in curves.items():
         lengths = sorted(curve)
         strong = name.startswith("beacon")
-        style = "-" if strong else "--"
-        left.plot(lengths, [curve[n] for n in lengths], style, marker="o", linewidth=2.4 if strong else 1.4, label=name)
+        look = {"color": colors[name], "linewidth": 2.6 if strong else 1.5, "marker": "o"}
+        left.plot(lengths, [curve[n] for n in lengths], label=name, **look)
     useful = [v for name, curve in curves.items() if name != "stock" for v in curve.values()]
     left.set_ylim(min(useful) * 0.9, max(useful) * 1.35)
     left.set_xscale("log", base=2)
     left.set_xticks(sorted({n for curve in curves.values() for n in curve}))
     left.get_xaxis().set_major_formatter(lambda value, _: f"{value:,.0f}")
     left.set_xlabel("tokens read")
-    left.set_ylabel("perplexity of the last tokens (stock leaves the picture)")
+    left.set_ylabel("perplexity of the last tokens")
+    left.set_title("Lower is better; the stock model leaves the picture", fontsize=10)
     left.legend(fontsize=8)
     left.grid(alpha=0.3)
-    head, rows = passkey_table(demo)
-    for row in rows:
-        strong = row[0].startswith("beacon")
-        values = [float(cell.rstrip("%")) for cell in row[1 : len(head) - 2]]
-        depths = [float(cell.rstrip("%")) for cell in head[1 : len(head) - 2]]
-        right.plot(depths, values, "-" if strong else "--", marker="o", linewidth=2.4 if strong else 1.2, label=row[0])
+    depths = sorted({score.depth for score in demo.passkeys})
+    longest = max(score.length for score in demo.passkeys)
+    for name in dict.fromkeys(score.method for score in demo.passkeys):
+        mine = [score for score in demo.passkeys if score.method == name and score.length == longest]
+        found = [100 * recall([score for score in mine if score.depth == depth]).per_digit for depth in depths]
+        look = {"color": colors[name], "linewidth": 2.6 if name.startswith("beacon") else 1.5, "marker": "o"}
+        right.plot([100 * depth for depth in depths], found, label=name, **look)
+    right.set_title(f"Passkeys in texts of {longest:,} tokens; higher is better", fontsize=10)
     right.set_ylim(-4, 104)
     right.set_xlabel("depth of the passkey in the text (%)")
     right.set_ylabel("digits found (%)")
-    right.legend(fontsize=7)
+    right.legend(fontsize=8)
     right.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

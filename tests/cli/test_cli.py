@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, LlamaConfig
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 import beacon
-from beacon.cli import main
+from beacon.cli import commands, main
 from beacon.cli.main import build_parser
 
 OPTIONS = {
@@ -77,18 +77,48 @@ def test_demo_writes_numbers_figure_and_page(tmp_path: Path, capsys: pytest.Capt
         (["ask", "somewhere", "--context", __file__, "--question", "?"], "--adapter"),
         (["ask", "default", "--context", __file__, "--question", "?", "--ratio", "7"], "must divide by ratio"),
         (["demo", "--quick", "--file", "missing.txt"], "no such file"),
+        (["demo", "--quick", "--device", "nowhere"], "device must be one that PyTorch finds"),
+        (["info", "/no/such/model"], "/no/such/model"),
     ],
 )
 def test_mistakes_are_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2
     captured = capsys.readouterr()
     assert words in captured.err and "Traceback" not in captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 def test_unsupported_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     GPT2Config().save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 2
     assert "gpt2" in capsys.readouterr().err
+
+
+def test_adapter_of_another_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    adapter = str(beacon.default_model() / "adapter")
+    assert main(["ask", str(tmp_path), "--adapter", adapter, "--context", __file__, "--question", "?"]) == 2
+    assert "was made for another base: hidden_size 256 (this model has 64)" in capsys.readouterr().err
+
+
+def test_chat_template_is_used() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(beacon.default_model())
+    tokenizer.chat_template = "<u>{{ messages[0].content }}</u><a>"
+    head, tail = commands._prompt(tokenizer, "x = 1\n" * 9, "what is x?")
+    assert tokenizer.decode(head[0]) == "<u>" + "x = 1\n" * 9
+    assert tokenizer.decode(tail[0]) == "\n\nwhat is x?</u><a>"
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "info", stop)
+    assert main(["info", "default"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
