@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def demo(args: argparse.Namespace, console: Console) -> None:
 def info(args: argparse.Namespace, console: Console) -> None:
     """``beacon info``."""
     _quiet(args)
-    source = beacon.default_model() if args.model == "default" else args.model
+    source = _source(args.model)
     config = AutoConfig.from_pretrained(source)
     family_of(config)
     with torch.device("meta"):
@@ -147,6 +148,15 @@ def ask(args: argparse.Namespace, console: Console) -> None:
     )
 
 
+def _source(model: str) -> str | Path:
+    """Folder of the shipped model, or the folder or hub id that was named."""
+    if model == "default":
+        return beacon.default_model()
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise FileNotFoundError(f"no such folder: {model}; a hub id has the form owner/name.")
+    return str(Path(model).expanduser()) if model.startswith("~") else model
+
+
 def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
@@ -157,13 +167,10 @@ def _check_device(name: str) -> None:
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    if args.model == "default":
-        folder: str | Path = beacon.default_model()
-        adapter: str | Path = args.adapter or beacon.default_model() / "adapter"
-    else:
-        if not args.adapter:
-            raise ValueError("--adapter must name the beacons of this model, got none; only `default` has its own.")
-        folder, adapter = args.model, args.adapter
+    if args.model != "default" and not args.adapter:
+        raise ValueError("--adapter must name the beacons of this model, got none; only `default` has its own.")
+    folder = _source(args.model)
+    adapter = args.adapter or beacon.default_model() / "adapter"
     kinds = {"auto": "float32" if args.device == "cpu" else "auto"}
     name = kinds.get(args.dtype, args.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=name if name == "auto" else getattr(torch, name))
@@ -205,6 +212,7 @@ def _quiet(args: argparse.Namespace) -> None:
     if not args.debug:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
 
 
 def _size(count: float) -> str:

@@ -78,7 +78,7 @@ def test_demo_writes_numbers_figure_and_page(tmp_path: Path, capsys: pytest.Capt
         (["ask", "default", "--context", __file__, "--question", "?", "--ratio", "7"], "must divide by ratio"),
         (["demo", "--quick", "--file", "missing.txt"], "no such file"),
         (["demo", "--quick", "--device", "nowhere"], "device must be one that PyTorch finds"),
-        (["info", "/no/such/model"], "/no/such/model"),
+        (["info", "/no/such/model"], "no such folder: /no/such/model"),
     ],
 )
 def test_mistakes_are_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
