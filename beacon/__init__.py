@@ -6,7 +6,7 @@ See :func:`wrap` for the one call that matters. Source: arXiv 2401.03462.
 from beacon.assets import default_model
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
-from beacon.model import disabled
+from beacon.identity import disabled
 from beacon.policies import RatioRequest, retrieval_ratios
 from beacon.saving import load_adapter, load_reference, save_adapter
 from beacon.wrapping import unwrap, wrap

@@ -78,7 +78,6 @@ class BeaconCache(Cache):
         config: Configuration of the wrapped model.
         owner: Identity of the wrapped model.
         rows: Rows of the batch.
-        limits: Layers and native context, for checks and reports.
     """
 
     def __init__(self, config: BeaconConfig, owner: str, rows: int) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from beacon.reading import HiddenStates
+from beacon.text import NewText
 
 CHUNK = 1024
 IGNORED = -100
@@ -49,3 +53,79 @@ def chunked_cross_entropy(
     if not parts:
         return hidden.sum() * 0.0
     return torch.stack(parts).sum() / num_items_in_batch
+
+
+def check_labels(labels: Any, text: NewText, vocab_size: int) -> torch.Tensor:
+    """Labels of the new columns.
+
+    Args:
+        labels: What the caller gave, for all columns of the call or for the new ones.
+        text: The call's text.
+        vocab_size: Number of token ids.
+
+    Returns:
+        Token ids ``[rows, columns]``.
+
+    Raises:
+        TypeError: They are no integer tensor.
+        ValueError: Their shape or a value is wrong.
+    """
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != 2:
+        raise TypeError(
+            "labels must be an integer tensor [batch, seqlen], got "
+            f"{tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__}; pass "
+            "labels=input_ids with -100 where nothing counts."
+        )
+    new = labels[:, text.skipped :] if labels.shape[1] != text.ids.shape[1] else labels
+    if new.shape != text.ids.shape:
+        raise ValueError(
+            f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(text.ids.shape)}; "
+            "pass labels=input_ids with -100 where nothing counts."
+        )
+    counted = new[new != IGNORED]
+    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < vocab_size:
+        raise ValueError(
+            f"labels must be {IGNORED} or lie in [0, {vocab_size}), got "
+            f"{int(counted.min())} to {int(counted.max())}; use this model's own tokenizer."
+        )
+    return new
+
+
+def text_loss(
+    states: HiddenStates,
+    text: NewText,
+    labels: torch.Tensor,
+    last_hidden: list[torch.Tensor | None],
+    head: Callable[[torch.Tensor], torch.Tensor],
+    num_items_in_batch: int | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean next-token loss of a call; the first label of a row belongs to the last token of the call before.
+
+    Args:
+        states: Final hidden states of the call's text.
+        text: The call's text.
+        labels: Token ids ``[rows, columns]``; -100 does not count.
+        last_hidden: Final hidden state of each row's last token before the call, if any.
+        head: As in :func:`chunked_cross_entropy`.
+        num_items_in_batch: As in :func:`chunked_cross_entropy`.
+
+    Returns:
+        The loss, a scalar.
+    """
+    hidden = states.at(torch.arange(sum(text.counts)))
+    wanted = text.pack(labels).to(hidden.device)
+    targets = torch.full_like(wanted, IGNORED)
+    targets[:-1] = wanted[1:]
+    begin = 0
+    carried: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for row, count in enumerate(text.counts):
+        before = last_hidden[row]
+        if count and before is not None:
+            carried.append((before.to(hidden), wanted[begin]))
+        if count:
+            targets[begin + count - 1] = IGNORED
+        begin += count
+    if carried:
+        hidden = torch.cat([hidden, torch.stack([h for h, _ in carried])])
+        targets = torch.cat([targets, torch.stack([target for _, target in carried])])
+    return chunked_cross_entropy(hidden, targets, head, num_items_in_batch)

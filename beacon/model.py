@@ -3,99 +3,30 @@
 from __future__ import annotations
 
 import json
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
-from beacon.families import Family, is_longrope
-from beacon.loss import IGNORED, chunked_cross_entropy
+from beacon.families import is_longrope
+from beacon.generation import BeaconGeneration
+from beacon.identity import Wrapping, base_fingerprint, is_disabled
+from beacon.loss import check_labels, text_loss
 from beacon.modules import Rotary
 from beacon.plan import Span
-from beacon.reading import HiddenStates, Itinerary, check_checkpointing, checkpoints, plan_call, read
-from beacon.text import NewText, check_ids, check_mask, check_ratios, new_text
+from beacon.reading import HiddenStates, Itinerary, check_checkpointing, plan_call, read
+from beacon.stock import read_stock, stock_serves
+from beacon.text import NewText, check_ids, check_ratios, new_text
 
 CONFIG_FILE = "beacon_config.json"
-_here = threading.local()
 
 
-@dataclass(frozen=True)
-class Wrapping:
-    """What a wrapped model remembers of being wrapped.
-
-    Args:
-        config: The beacon configuration.
-        family: The family's row of the table.
-        native_context: Longest position the base model serves.
-        owner: Identity; caches name it. A deep copy of a model gets its own.
-        trainable: Names of the base parameters that required gradients before.
-    """
-
-    config: BeaconConfig
-    family: Family
-    native_context: int
-    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
-    trainable: frozenset[str] = field(default_factory=frozenset)
-
-    def __deepcopy__(self, memo: Any) -> Wrapping:
-        """A copied model is a model of its own: caches and ``disabled`` tell the two apart."""
-        return replace(self, owner=uuid.uuid4().hex)
-
-
-def base_fingerprint(model: Any) -> dict[str, Any]:
-    """What an adapter needs its base to be: model type, shapes, tokenizer size."""
-    config = model.config
-    heads = config.num_attention_heads
-    return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def is_disabled(model: Any) -> bool:
-    """Whether ``model`` is the stock model in this thread just now (see :func:`beacon.disabled`)."""
-    return model.beacon_wrapping.owner in getattr(_here, "owners", ())
-
-
-@contextmanager
-def disabled(model: Any) -> Iterator[Any]:
-    """Make a wrapped model exactly the stock model inside the block, for this thread only.
-
-    Args:
-        model: A wrapped model.
-
-    Yields:
-        The model.
-
-    Raises:
-        TypeError: ``model`` is not wrapped.
-    """
-    if not isinstance(model, BeaconModel):
-        raise TypeError(f"disabled() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
-    before = getattr(_here, "owners", ())
-    _here.owners = (*before, model.beacon_wrapping.owner)
-    try:
-        yield model
-    finally:
-        _here.owners = before
-
-
-class BeaconModel(nn.Module):
+class BeaconModel(BeaconGeneration):
     """Mixed into the stock class of a wrapped model."""
 
     beacon_wrapping: Wrapping
@@ -107,11 +38,6 @@ class BeaconModel(nn.Module):
     def beacon_config(self) -> BeaconConfig:
         """The configuration it was wrapped with."""
         return self.beacon_wrapping.config
-
-    @property
-    def _is_stateful(self) -> bool:
-        """Tells ``generate`` that tokens cannot be taken back (assisted decoding is refused by name)."""
-        return not is_disabled(self)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -170,15 +96,15 @@ class BeaconModel(nn.Module):
         options = _check_options(inputs_embeds, kwargs)
         input_ids = check_ids(input_ids)
         given = past_key_values is not None
-        cache = self._cache_for(past_key_values, input_ids.shape[0])
+        cache = self.beacon_cache(past_key_values, input_ids.shape[0])
         keep = use_cache if use_cache is not None else given or (labels is None and self.config.use_cache)
         text, trip = self._plan(
             cache, input_ids, attention_mask, ratios, expected_length, keep_first, keep_from, labels is not None, keep
         )
-        labels = None if labels is None else self._check_labels(labels, text)
+        labels = None if labels is None else check_labels(labels, text, self.config.vocab_size)
         columns = _kept_columns(text, logits_to_keep, labels)
-        if self._stock_serves(cache, trip, keep):
-            whole, after = self._read_stock(cache, trip, attention_mask, position_ids, keep)
+        if stock_serves(self, cache, trip, keep):
+            whole, after = read_stock(self, cache, trip, attention_mask, position_ids, keep)
             hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
             kept = None if columns is None else _slice(whole, logits_to_keep)
         else:
@@ -188,7 +114,10 @@ class BeaconModel(nn.Module):
         logits = None if kept is None else self.beacon_head(kept)
         loss = None
         if labels is not None:
-            loss = self._loss(hidden, text, labels, cache.last_hidden, options["num_items_in_batch"])
+            items = options["num_items_in_batch"]
+            loss = text_loss(hidden, text, labels, cache.last_hidden, self.beacon_head, items)
+            if not loss.requires_grad:  # a text too short for beacons teaches nothing, yet trainers call backward()
+                loss = loss + 0.0 * self.model.beacon_embed_tokens(text.ids.new_zeros(1)).sum()
         past = self._finish(after, trip, hidden, past_key_values) if keep else None
         result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
         return result if options["return_dict"] else result.to_tuple()
@@ -228,72 +157,17 @@ class BeaconModel(nn.Module):
             raise RuntimeError("compress needs beacons, got a model inside beacon.disabled; call it outside the block.")
         input_ids = check_ids(input_ids)
         with torch.no_grad():
-            cache = self._cache_for(past_key_values, input_ids.shape[0])
+            cache = self.beacon_cache(past_key_values, input_ids.shape[0])
             span = (ratios, expected_length, keep_first, keep_from)
             text, trip = self._plan(cache, input_ids, attention_mask, *span, False, True)
-            if self._stock_serves(cache, trip, True):
-                whole, after = self._read_stock(cache, trip, attention_mask, None, True)
+            if stock_serves(self, cache, trip, True):
+                whole, after = read_stock(self, cache, trip, attention_mask, None, True)
                 hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
                 if progress is not None:
                     progress(sum(text.counts), sum(text.counts))
             else:
                 hidden, after = read(self, self.beacon_rotary(), cache, trip, _wanted(text, None, None), progress)
             return self._finish(after, trip, hidden, past_key_values)
-
-    # -- generate ------------------------------------------------------------------------------------------------------
-
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Ordinary ``generate``; with a cache ``input_ids`` is the whole text or only what is new.
-
-        Args:
-            inputs: Token ids ``[batch, seqlen]`` (or pass ``input_ids``).
-            *args: As in Hugging Face.
-            **kwargs: As in Hugging Face, and ``ratios``, ``expected_length``, ``keep_first``, ``keep_from``.
-
-        Returns:
-            As in Hugging Face; with only new tokens given, the sequences begin with those.
-
-        Raises:
-            ValueError: Right padding, nothing new, a text that departs from the cached one.
-        """
-        stock: Any = super()
-        if is_disabled(self):
-            return stock.generate(inputs, *args, **kwargs)
-        ids = kwargs.get("input_ids", inputs)
-        mask = kwargs.get("attention_mask")
-        given = kwargs.get("past_key_values")
-        past = given.columns.count if isinstance(given, BeaconCache) else 0
-        mask = mask if ids is None else check_mask(mask, check_ids(ids), past)
-        if mask is not None and bool((mask.any(dim=1) & (mask[:, -1] == 0)).any()):
-            raise ValueError(
-                "generate needs left padding, got an attention_mask whose last column has padding; "
-                "tokenize with padding_side='left'."
-            )
-        if isinstance(kwargs.get("ratios"), torch.Tensor):  # generate would repeat a tensor for every beam
-            kwargs["ratios"] = kwargs["ratios"].tolist()
-        if isinstance(given, BeaconCache) and past:
-            ids = check_ids(ids)
-            cache, before = self._cache_for(given, ids.shape[0]), given.fork()
-            text = new_text(ids, mask, cache, self.model.embed_tokens.num_embeddings)
-            _, known = cache.columns.read()
-            fresh = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
-            kwargs["attention_mask"] = torch.cat([known, fresh], dim=1).long().to(ids.device)
-            self._expand(given, cache, args, kwargs)
-            try:
-                return stock.generate(inputs, *args, **kwargs)
-            except Exception:
-                given.__dict__.update(before.__dict__)
-                raise
-        return stock.generate(inputs, *args, **kwargs)
-
-    def _expand(self, original: BeaconCache, cache: BeaconCache, args: tuple[Any, ...], kwargs: Any) -> None:
-        """Give every beam or returned sequence a row of its own, in the caller's cache object."""
-        settings = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
-        counts = (kwargs.get(name) or getattr(settings, name, None) for name in ("num_beams", "num_return_sequences"))
-        repeats = max(count or 1 for count in counts)
-        original.__dict__.update(cache.__dict__)
-        if repeats > 1:
-            original.batch_repeat_interleave(repeats)
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -328,7 +202,7 @@ class BeaconModel(nn.Module):
         divisor = self.beacon_wrapping.family.logits_divisor
         return logits if divisor is None else logits / getattr(self.config, divisor)
 
-    def _cache_for(self, cache: Any, rows: int) -> BeaconCache:
+    def beacon_cache(self, cache: Any, rows: int) -> BeaconCache:
         """The cache a call reads on from, with ``rows`` rows; the caller's own is not touched."""
         wrapping = self.beacon_wrapping
         if cache is None:
@@ -393,94 +267,6 @@ class BeaconModel(nn.Module):
             text_ends=labelled and not keep and not begun,
         )
         return text, trip
-
-    def _stock_serves(self, cache: BeaconCache, trip: Itinerary, keep: bool) -> bool:
-        """Whether nothing is condensed yet and in this call: then the stock attention reads the text whole."""
-        if cache.stock is None or trip.condenses:
-            return False
-        if (keep or cache.columns.count) and checkpoints(self):
-            return False  # checkpointed stock layers neither read nor write a cache
-        longest = max((row[-1][1].tokens for row in trip.steps if row), default=0)
-        return not is_longrope(self.config) or longest <= self.beacon_wrapping.native_context
-
-    def _read_stock(
-        self,
-        cache: BeaconCache,
-        trip: Itinerary,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        keep: bool,
-    ) -> tuple[torch.Tensor, BeaconCache]:
-        """Hand the call to the stock decoder stack. Returns ``[rows, columns, hidden]`` and the cache afterwards."""
-        text, after = trip.text, cache.fork()
-        positions = _stock_positions(cache, text, position_ids)
-        hidden = self.model(
-            input_ids=text.ids,
-            attention_mask=_stock_mask(cache, text, attention_mask),
-            position_ids=positions,
-            past_key_values=after.stock if keep or cache.columns.count else None,
-            use_cache=keep,
-        ).last_hidden_state
-        if positions is None:
-            start = cache.columns.count
-            positions = torch.arange(start, start + text.ids.shape[1], device=text.ids.device)[None]
-        after.stock_positions = [*cache.stock_positions, positions]
-        after.attention_path = f"stock ({self.config._attn_implementation})"
-        after.states = [steps[-1][1] if steps else state for steps, state in zip(trip.steps, cache.states, strict=True)]
-        return hidden, after
-
-    def _check_labels(self, labels: Any, text: NewText) -> torch.Tensor:
-        """Labels of the new columns."""
-        if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != 2:
-            raise TypeError(
-                "labels must be an integer tensor [batch, seqlen], got "
-                f"{tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__}; pass "
-                "labels=input_ids with -100 where nothing counts."
-            )
-        new = labels[:, text.skipped :] if labels.shape[1] != text.ids.shape[1] else labels
-        if new.shape != text.ids.shape:
-            raise ValueError(
-                f"labels must have the shape of input_ids, got {tuple(labels.shape)} for {tuple(text.ids.shape)}; "
-                "pass labels=input_ids with -100 where nothing counts."
-            )
-        counted = new[new != IGNORED]
-        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < self.config.vocab_size:
-            raise ValueError(
-                f"labels must be {IGNORED} or lie in [0, {self.config.vocab_size}), got "
-                f"{int(counted.min())} to {int(counted.max())}; use this model's own tokenizer."
-            )
-        return new
-
-    def _loss(
-        self,
-        states: HiddenStates,
-        text: NewText,
-        labels: torch.Tensor,
-        last_hidden: list[torch.Tensor | None],
-        num_items_in_batch: Any,
-    ) -> torch.Tensor:
-        """Mean next-token loss; the first label of a row belongs to the last token of the call before."""
-        hidden = states.at(torch.arange(sum(text.counts)))
-        wanted = text.pack(labels).to(hidden.device)
-        targets = torch.full_like(wanted, IGNORED)
-        targets[:-1] = wanted[1:]
-        begin = 0
-        carried: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for row, count in enumerate(text.counts):
-            before = last_hidden[row]
-            if count and before is not None:
-                carried.append((before.to(hidden), wanted[begin]))
-            if count:
-                targets[begin + count - 1] = IGNORED
-            begin += count
-        if carried:
-            hidden = torch.cat([hidden, torch.stack([h for h, _ in carried])])
-            targets = torch.cat([targets, torch.stack([target for _, target in carried])])
-        loss = chunked_cross_entropy(hidden, targets, self.beacon_head, num_items_in_batch)
-        if loss.requires_grad:
-            return loss
-        # A text too short for beacons: nothing to learn from it, yet trainers call backward().
-        return loss + 0.0 * self.model.beacon_embed_tokens(text.ids.new_zeros(1)).sum()
 
     def _finish(self, after: BeaconCache, trip: Itinerary, hidden: HiddenStates, given: Any) -> BeaconCache:
         """Complete the cache after a call; the caller's own object takes the new content."""
@@ -572,43 +358,3 @@ def _unpack(hidden: HiddenStates, text: NewText, columns: torch.Tensor) -> torch
     if len(text_places) < len(place):
         values = values.new_zeros(len(place), values.shape[1]).index_copy(0, text_places.to(values.device), values)
     return values.view(rows, len(columns), -1)
-
-
-def _stock_mask(cache: BeaconCache, text: NewText, given: torch.Tensor | None) -> torch.Tensor | None:
-    """The 2-D mask the stock model gets: the caller's, completed to all columns."""
-    columns = cache.columns.count + text.ids.shape[1]
-    if given is not None and given.shape[1] == columns:
-        return given
-    _, known = cache.columns.read()
-    if given is None and bool(known.all()):
-        return None
-    new = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
-    return torch.cat([known.view(len(new), -1), new], dim=1).long().to(text.ids.device)
-
-
-def _stock_positions(cache: BeaconCache, text: NewText, given: torch.Tensor | None) -> torch.Tensor | None:
-    """The position ids the stock model gets.
-
-    The caller's, or None as long as the stock model's own make every row's tokens consecutive; else the rows' own.
-    """
-    if not cache.columns.count:
-        if given is not None or text.mask is None or not _gaps(text.mask):
-            return given
-        return (text.mask.long().cumsum(dim=1) - 1).clamp(min=0).to(text.ids.device)
-    if text.mask is None and all(state.tokens == cache.columns.count for state in cache.states):
-        return given
-    new = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
-    offsets = (new.long().cumsum(dim=1) - 1).clamp(min=0).to(text.ids.device)
-    return offsets + _next_position(cache)[:, None].to(text.ids.device)
-
-
-def _gaps(mask: torch.Tensor) -> bool:
-    """Whether a row's text is interrupted by padding."""
-    return bool(((mask[:, 1:] & ~mask[:, :-1]).sum(dim=1) + mask[:, 0].long() > 1).any())
-
-
-def _next_position(cache: BeaconCache) -> torch.Tensor:
-    """Position that follows each row's last text token in the stock frame, ``[rows]``."""
-    _, mask = cache.columns.read()
-    positions = torch.cat([p.expand(len(cache.states), -1).cpu() for p in cache.stock_positions], dim=1)
-    return torch.where(mask, positions, -1).amax(dim=1) + 1

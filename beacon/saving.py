@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from beacon.config import BeaconConfig
-from beacon.model import CONFIG_FILE, BeaconModel, base_fingerprint
+from beacon.identity import base_fingerprint
+from beacon.model import CONFIG_FILE, BeaconModel
 from beacon.wrapping import beacon_parameters, new_parameter_shapes, unwrap, wrap
 
 WEIGHTS_FILE = "beacon_model.safetensors"

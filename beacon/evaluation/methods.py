@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from beacon.evaluation.sliding_window import SlidingWindowReader, relevant
-from beacon.model import disabled
+from beacon.identity import disabled
 
 Progress: TypeAlias = Callable[[int, int], None]
 
