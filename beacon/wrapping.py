@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from types import MethodType
 from typing import Any
 
@@ -12,8 +13,11 @@ from transformers import PreTrainedModel
 
 from beacon.config import BeaconConfig
 from beacon.families import Family, family_of, is_longrope, trained_context
-from beacon.model import BeaconModel, Wrapping
+from beacon.identity import Wrapping
+from beacon.model import BeaconModel
 from beacon.modules import BeaconAttention, LastLayer, split_qkv
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING = "beacon_embed_tokens"
 
@@ -61,6 +65,11 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
         # Everything that can fail comes before the first change.
         projections = [_new_projections(attention, family, config, n) for n, attention in enumerate(attentions)]
         embedding = _new_embedding(hf_model)
+    if getattr(hf_model.config, "attention_dropout", 0.0):
+        logger.warning(
+            "attention_dropout=%s applies to texts below one window only: condensed attention has none",
+            hf_model.config.attention_dropout,
+        )
     trainable = frozenset(name for name, parameter in hf_model.named_parameters() if parameter.requires_grad)
 
     hf_model.requires_grad_(False)
