@@ -22,7 +22,7 @@ import beacon
 from beacon.config import PROJECTIONS
 from beacon.demo import Settings, load_default, write_report
 from beacon.demo import run as run_demo
-from beacon.demo.report import cost_table, passkey_table, perplexity_table
+from beacon.demo.report import tables
 from beacon.evaluation import full_cache_bytes, read_file
 from beacon.families import FAMILIES, family_of, trained_context
 from beacon.wrapping import beacon_parameters, new_parameter_shapes
@@ -56,8 +56,8 @@ def demo(args: argparse.Namespace, console: Console) -> None:
             bars.update(tasks[what], completed=done)
 
         result = run_demo(model, tokenizer, settings, advance)
-    for table in (perplexity_table, passkey_table, cost_table):
-        _show(console, *table(result))
+    for table in tables(result):
+        _show(console, *table)
     console.print(
         f"texts: {', '.join(name + (' (held out)' if held else '') for name, held in result.texts)}", style="dim"
     )

@@ -31,6 +31,7 @@ from beacon.evaluation import (
 )
 
 SINKS = 4  # of the sliding windows
+DECODED = 64  # tokens generated to tell the speed
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Demo:
         cache_bytes: Bytes of the longest text's cache with beacons, at the fixed ratio.
         full_bytes: Bytes of all its keys and values.
         tokens_per_second: Speed of reading it.
+        decoded_per_second: Speed of generating after it.
         seconds: Time of everything.
     """
 
@@ -78,6 +80,7 @@ class Demo:
     cache_bytes: int
     full_bytes: int
     tokens_per_second: float
+    decoded_per_second: float
     seconds: float
 
 
@@ -128,10 +131,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, advance: Callable[[str, 
     perplexity = _perplexities(model, texts, longest, settings, say)
     passkeys = _passkeys(model, tokenizer, texts, longest, settings, say)
     say("speed", 0, 1)
-    read = texts[0].ids[:longest][None].to(model.device)
-    start = time.perf_counter()
-    cache = model.compress(read, ratios=settings.ratio)
-    spent = time.perf_counter() - start
+    cost = _cost(model, texts[0].ids[:longest][None].to(model.device), settings.ratio)
     say("speed", 1, 1)
     return Demo(
         settings=settings,
@@ -139,11 +139,34 @@ def run(model: Any, tokenizer: Any, settings: Settings, advance: Callable[[str, 
         texts=tuple((text.name, text.held_out) for text in texts),
         perplexity=tuple(perplexity),
         passkeys=tuple(passkeys),
-        cache_bytes=int(cache.stats()[0]["bytes"]),
-        full_bytes=full_cache_bytes(model.config, longest, next(model.parameters()).element_size()),
-        tokens_per_second=longest / spent,
+        **cost,
         seconds=time.perf_counter() - began,
     )
+
+
+def _cost(model: Any, ids: torch.Tensor, ratio: int) -> dict[str, Any]:
+    """Bytes and speeds of reading a text, and of generating after it."""
+    start = time.perf_counter()
+    cache = model.compress(ids, ratios=ratio)
+    reading = time.perf_counter() - start
+    held = int(cache.stats()[0]["bytes"])
+    start = time.perf_counter()
+    model.generate(
+        ids[:, -1:],
+        attention_mask=ids.new_ones(1, ids.shape[1] + 1),
+        past_key_values=cache,
+        min_new_tokens=DECODED,
+        max_new_tokens=DECODED,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    decoding = time.perf_counter() - start
+    return {
+        "cache_bytes": held,
+        "full_bytes": full_cache_bytes(model.config, ids.shape[1], next(model.parameters()).element_size()),
+        "tokens_per_second": ids.shape[1] / reading,
+        "decoded_per_second": DECODED / decoding,
+    }
 
 
 def _lengths(least: int, longest: int) -> list[int]:

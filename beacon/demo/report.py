@@ -60,17 +60,16 @@ def perplexity_curves(results: Sequence[Perplexity], window: int) -> dict[str, d
     return curves
 
 
-def passkey_table(demo: Demo) -> Table:
-    """Digits found by method and length (rows) and depth (columns), and exact answers."""
-    depths = sorted({score.depth for score in demo.passkeys})
+def passkey_table(demo: Demo, length: int) -> Table:
+    """Digits found in texts of one length, by method (rows) and depth (columns), and exact answers."""
+    scores = [score for score in demo.passkeys if score.length == length]
+    depths = sorted({score.depth for score in scores})
     rows = []
-    for length in sorted({score.length for score in demo.passkeys}):
-        for method in dict.fromkeys(score.method for score in demo.passkeys):
-            mine = [score for score in demo.passkeys if score.method == method and score.length == length]
-            cells = [_percent(recall([s for s in mine if s.depth == depth]).per_digit) for depth in depths]
-            whole = recall(mine)
-            rows.append([f"{method}, {length:,} tokens", *cells, _percent(whole.per_digit), _percent(whole.exact)])
-    return ["passkey digits found at depth", *(_percent(depth) for depth in depths), "all", "exact"], rows
+    for method in dict.fromkeys(score.method for score in scores):
+        mine = [score for score in scores if score.method == method]
+        cells = [_percent(recall([s for s in mine if s.depth == depth]).per_digit) for depth in depths]
+        rows.append([method, *cells, _percent(recall(mine).per_digit), _percent(recall(mine).exact)])
+    return [f"digits found, {length:,} tokens, depth", *map(_percent, depths), "all", "exact"], rows
 
 
 def cost_table(demo: Demo) -> Table:
@@ -82,9 +81,16 @@ def cost_table(demo: Demo) -> Table:
         [
             [f"cache, ratio {demo.settings.ratio}", f"{demo.cache_bytes / 1e6:.2f} MB ({ratio:.1f} times less)"],
             ["cache, full attention", f"{demo.full_bytes / 1e6:.2f} MB"],
-            ["speed", f"{demo.tokens_per_second:,.0f} tokens/s"],
+            ["reading", f"{demo.tokens_per_second:,.0f} tokens/s"],
+            ["decoding after it", f"{demo.decoded_per_second:,.0f} tokens/s"],
         ],
     )
+
+
+def tables(demo: Demo) -> list[Table]:
+    """All that was measured: perplexity, passkeys by length, cost."""
+    lengths = sorted({score.length for score in demo.passkeys})
+    return [perplexity_table(demo), *(passkey_table(demo, length) for length in lengths), cost_table(demo)]
 
 
 def write_report(demo: Demo, folder: Path) -> list[Path]:
@@ -151,7 +157,7 @@ def _figure(demo: Demo) -> bytes:
 
 
 def _page(demo: Demo, picture: bytes, stamp: dict[str, str]) -> str:
-    tables = "".join(_html_table(table(demo)) for table in (perplexity_table, passkey_table, cost_table))
+    body = "".join(map(_html_table, tables(demo)))
     texts = ", ".join(html.escape(name) + (" (held out)" if held else "") for name, held in demo.texts)
     conditions = ", ".join(f"{html.escape(key)} {html.escape(value)}" for key, value in stamp.items())
     image = base64.b64encode(picture).decode()
@@ -169,7 +175,7 @@ img {{ max-width: 100%; }} small {{ color: #666; }}
 <p>The last {demo.settings.targets} tokens of {len(demo.texts)} texts, read after more and more context; passkeys hidden
 in the same texts; what the cache costs. All of it was measured in one run of {demo.seconds:.0f} seconds.</p>
 <img alt="Perplexity by tokens read, and passkey digits found by depth" src="data:image/png;base64,{image}">
-{tables}
+{body}
 <p><small>Texts: {texts}.</small></p><p><small>{conditions}</small></p>
 </body></html>
 """
