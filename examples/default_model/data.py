@@ -1,62 +1,12 @@
-"""Documents of the default model (the standard library's sources) and the passkey line."""
+"""Documents of the default model, the standard library's sources, encoded and split."""
 
-import hashlib
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from beacon.evaluation import is_held_out, read_documents
 from tokenizer import load_or_train
-
-HELD_OUT_PERCENT = 5
-MAX_BYTES = 400_000
-MAX_LINE = 400
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "data", "cjkencodings"}
-
-
-def passkey_line(digits: str) -> str:
-    """The line that hides a passkey, and that is asked for again at the end of a text.
-
-    Args:
-        digits: five decimal digits.
-
-    Returns:
-        One line of Python, a comment, with its line feed.
-    """
-    return f"# the pass key is {digits}\n"
-
-
-def is_held_out(name: str) -> bool:
-    """Whether a file is kept from training, by a hash of its path relative to the library."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
-
-
-def read_documents() -> dict[str, str]:
-    """Read the sources of the running interpreter's standard library.
-
-    Files that are no UTF-8, that repeat another one, that exceed `MAX_BYTES` or hold a line beyond
-    `MAX_LINE` characters (generated tables), and short stubs are left out.
-
-    Returns:
-        Text by relative path, in sorted order.
-    """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    documents, seen = {}, set()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(name.parts[:-1]) or path.stat().st_size > MAX_BYTES:
-            continue
-        try:
-            text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-        except UnicodeDecodeError:
-            continue
-        digest = hashlib.sha256(text.encode()).digest()
-        if len(text) < 1000 or digest in seen or max(map(len, text.split("\n"))) > MAX_LINE:
-            continue
-        seen.add(digest)
-        documents[name.as_posix()] = text
-    return documents
 
 
 class Corpus:

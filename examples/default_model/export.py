@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import beacon
+from run import replace_folder
 
 logger = logging.getLogger("export")
 CARD = Path(__file__).with_name("MODEL_CARD.md")
@@ -27,29 +28,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/default_model"))
     parser.add_argument("--out", type=Path, default=Path("beacon/assets/default_model"))
-    parser.add_argument("--stride", type=int, default=None, help="tokens per condensation; default as trained last")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
+    fresh = args.out.with_name(args.out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(args.work / "base", dtype=torch.bfloat16)
-    AutoTokenizer.from_pretrained(args.work / "base").save_pretrained(args.out)
-    model.save_pretrained(args.out)
-    overrides = {} if args.stride is None else {"stride": args.stride}
-    if args.stride is not None:
-        ratios = beacon.BeaconConfig.from_dict(json.loads((args.work / "adapter" / "beacon_config.json").read_text()))
-        overrides["ratios"] = tuple(r for r in ratios.ratios if r <= args.stride)
-    beacon.save_adapter(beacon.load_adapter(model, args.work / "adapter", **overrides), args.out / "adapter")
-    for name in ("base", "adapter"):
-        shutil.copy(args.work / f"{name}_log.jsonl", args.out / f"{name}_training_log.jsonl")
+    model.save_pretrained(fresh)
+    AutoTokenizer.from_pretrained(args.work / "base").save_pretrained(fresh)
+    beacon.save_adapter(beacon.load_adapter(model, args.work / "adapter"), fresh / "adapter")
     card = CARD.read_text()
     for name in ("base", "adapter"):
-        record = json.dumps(last_record(args.work / f"{name}_log.jsonl"), indent=1)
-        card = card.replace(f"@{name}@", record)
-    (args.out / "README.md").write_text(card)
-    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+        shutil.copy(args.work / f"{name}_log.jsonl", fresh / f"{name}_training_log.jsonl")
+        card = card.replace(f"@{name}@", json.dumps(last_record(args.work / f"{name}_log.jsonl"), indent=1))
+    (fresh / "README.md").write_text(card)
+    size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     if size > LIMIT:
         raise ValueError(f"the shipped model must stay below {LIMIT} bytes, got {size}; train a smaller one.")
+    replace_folder(fresh, args.out)
     logger.info("%s: %.1f MB", args.out, size / 1e6)
 
 

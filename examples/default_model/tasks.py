@@ -3,7 +3,8 @@
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from data import Corpus, passkey_line
+from beacon.evaluation import passkey_line
+from data import Corpus
 
 NUM_DIGITS = 5
 FAR_COPY_WEIGHT = 2.0
@@ -52,25 +53,21 @@ class TaskSampler:
         at = int(ends[np.abs(ends - position).argmin()]) if len(ends) else position
         return np.concatenate([code[:at], line, code[at:]]), at + len(line)
 
-    def passkey(self, seqlen: int, depth: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def passkey(self, seqlen: int, depth: float | None = None, apart: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Code with a passkey line and one to three questions, the last at the end (or near, in training).
 
         Args:
             seqlen: tokens of the sequence.
             depth: where the key is, 0 the start and 1 the end; None draws one and more questions.
+            apart: tokens of code between the key and the questions, at least; above 0 the last question is at the end.
 
         Returns:
             Tokens int64 [seqlen] and loss weights of each token as a target, float32 [seqlen].
         """
         line = self.encode_passkey("".join(map(str, self.rng.integers(0, 10, NUM_DIGITS))))
-        questions = 1 if depth is not None else int(self.rng.integers(1, 4))
-        body = seqlen - (questions + 1) * len(line)
+        drawn = self._far_places(seqlen, apart, len(line)) if apart and depth is None else self._places(depth)
+        body = seqlen - len(drawn) * len(line)
         sequence = self.code(body)
-        drawn = np.sort(self.rng.random(questions + 1)) if depth is None else np.array([depth, 1.0])
-        if depth is None and self.rng.random() < 0.5:
-            drawn[0] *= self.rng.random()  # the sorted minimum alone would favour middling distances
-        if self.rng.random() < 0.6:
-            drawn[-1] = 1.0
         marks = []
         for place in drawn[::-1]:  # from the back, so that earlier insertions shift all later marks alike
             if place == 1.0:
@@ -83,6 +80,24 @@ class TaskSampler:
         for mark in marks[1:]:
             weights[mark - NUM_DIGITS : mark] = self.digit_weight
         return sequence, weights
+
+    def _places(self, depth: float | None) -> np.ndarray:
+        """Shares of the text before the key and each question."""
+        if depth is not None:
+            return np.array([depth, 1.0])
+        drawn = np.sort(self.rng.random(int(self.rng.integers(1, 4)) + 1))
+        if self.rng.random() < 0.5:
+            drawn[0] *= self.rng.random()  # the sorted minimum alone would favour middling distances
+        if self.rng.random() < 0.6:
+            drawn[-1] = 1.0
+        return drawn
+
+    def _far_places(self, seqlen: int, apart: int, line: int) -> np.ndarray:
+        """Likewise, with the key anywhere and at least ``apart`` tokens of code before every question."""
+        body = seqlen - 3 * line
+        key = self.rng.integers(0, body - apart + 1)
+        middle = self.rng.integers(key + apart, max(body - apart, key + apart) + 1)
+        return np.array([key, middle, body] if middle <= body - apart else [key, body]) / body
 
     def copy(self, seqlen: int) -> tuple[np.ndarray, np.ndarray]:
         """A chunk that comes again; returns as `passkey` does.

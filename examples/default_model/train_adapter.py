@@ -1,150 +1,123 @@
 """Train the beacon adapter of the default model on texts of at most 1,024 tokens, by the clock, resumable."""
 
 import argparse
-import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import beacon
+from beacon.evaluation import SlidingWindow, measure_perplexity
 from beacon.wrapping import beacon_parameters
+from course import CONFIG, LESSON, PHASES, WINDOW, Batch, draw_batch, draw_lesson, taught_spans
 from data import Corpus, load_corpus
-from matching import Matching
+from lookups import Lookups, lookup_heads
 from muon import Muon
 from run import Run
 from tasks import FAR_COPY_WEIGHT, NUM_DIGITS, TaskSampler
 
-WINDOW = 128
-RATIOS = {128: (2, 4, 8, 8, 16, 32, 64, 128), 64: (2, 4, 8, 8, 16, 32, 64)}
-EASY = (1, 1, 2, 4)
-MATCH_WEIGHT = 5.0
-CONFIG = beacon.BeaconConfig(window=WINDOW, ratios=(0, 2, 4, 8, 16, 32, 64, 128), reserve=64)
-CONFIGS = {
-    128: CONFIG,
-    64: CONFIG.replace(stride=64, ratios=(0, 2, 4, 8, 16, 32, 64)),
-}
-
-
-def use_stride(model: torch.nn.Module, stride: int) -> None:
-    """Let the wrapped model read with another stride from the next call on."""
-    model.beacon_wrapping = dataclasses.replace(model.beacon_wrapping, config=CONFIGS[stride])
-
-
-def draw_ratios(rng: np.random.Generator, choice: tuple[int, ...], stride: int, windows: int) -> list[int]:
-    """One ratio per window out of a choice: one for all of them, or a new draw for each.
-
-    Low ratios in every window fill the memory up to the positions that long texts reach later; one sequence in ten
-    has ratio 1 in its first 512 tokens for the same reason.
-    """
-    kind = rng.random()
-    if kind < 0.4:
-        return [int(rng.choice(choice))] * windows
-    ratios = [int(rng.choice(choice)) for _ in range(windows)]
-    if kind < 0.5:
-        first = min(512 // stride, windows)
-        ratios[:first] = [1] * first
-    return ratios
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """What a stretch of the training draws: shares of passkey and of far-copy rows, digit weight, ratios."""
-
-    until: float
-    passkey: float
-    copy: float
-    digit_weight: float
-    easy: bool
-
-
-# Copying through beacons is learned first, at low ratios, where a loss at every token asks for it.
-PHASES = (Phase(0.45, 0.3, 0.6, 10.0, True), Phase(0.75, 0.5, 0.2, 10.0, False), Phase(1.1, 0.3, 0.05, 10.0, False))
-
-
-def draw_batch(sampler: TaskSampler, tokens: int, phase: Phase) -> tuple[torch.Tensor, torch.Tensor, int, list[int]]:
-    """Rows of equal length, at most 8 windows long and with a part of a window at the end.
-
-    Returns:
-        Token ids and loss weights ``[rows, seqlen]``, the stride, and the ratio of every full window.
-    """
-    sampler.digit_weight = phase.digit_weight
-    stride = int(sampler.rng.choice(list(CONFIGS)))
-    seqlen = int(sampler.rng.integers(2, 4 if phase.easy else 8)) * WINDOW + int(sampler.rng.integers(16, WINDOW))
-    rows = []
-    for kind in sampler.rng.random(max(1, tokens // seqlen)):
-        if kind < phase.passkey:
-            rows.append(sampler.passkey(seqlen))
-        elif kind < phase.passkey + phase.copy:
-            rows.append(sampler.far_copy(seqlen))
-        else:
-            rows.append((sampler.code(seqlen), np.ones(seqlen, np.float32)))
-    ids, weights = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-    windows = (seqlen - WINDOW) // stride + 1
-    ratios = draw_ratios(sampler.rng, EASY if phase.easy else RATIOS[stride], stride, windows)
-    return ids, weights, stride, ratios
-
-
-def weighted_loss(
-    model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor, ratios: list[int]
-) -> tuple[torch.Tensor, list[float]]:
-    """Next-token loss with a weight per target, over the weights' sum.
-
-    Returns:
-        The loss, and for the log the mean over plain tokens, far copies and passkey digits.
-    """
-    logits = model(input_ids=ids, ratios=ratios, use_cache=False).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    kinds = (weights == 1.0, weights == FAR_COPY_WEIGHT, weights > FAR_COPY_WEIGHT)
-    parts = [losses.detach()[kind].mean().item() for kind in kinds]
-    return (losses * weights).sum() / weights.sum(), parts
+SOFTENING = 0.1  # of the copied query projections
+EVALUATIONS = (0.25, 0.5, 0.75)  # of the time; the last evaluation comes in any case
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, held_out: Corpus, tokenizer: PreTrainedTokenizerFast, rows: int = 8) -> dict:
-    """Passkey recall (per digit, exact) and loss of the last 1,024 of 4,096 tokens, on held-out code, by stride."""
-    result: dict[str, dict] = {}
-    for stride in CONFIGS:
-        use_stride(model, stride)
-        sampler = TaskSampler(held_out, tokenizer, np.random.default_rng(99))
-        for seqlen, ratio in ((1000, 8), (4096, 8), (4096, 32)):
-            ids = torch.from_numpy(np.stack([sampler.passkey(seqlen, (n + 0.5) / rows)[0] for n in range(rows)]))
+def soften(model: torch.nn.Module) -> None:
+    """Let fresh beacons look at everything before they learn where to look.
+
+    They inherit heads that look at the token before with a saturated softmax, which passes no gradient on: so they
+    learned nothing of what stands more than three tokens before them.
+    """
+    for name, parameter in beacon_parameters(model).items():
+        if "beacon_q_proj" in name:
+            parameter.mul_(SOFTENING)
+
+
+def losses_by_kind(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Mean loss of passkey digits and repeated chunks, and divergence from the stock model, as far as there are any.
+
+    The stock model's own uncertainty, much larger than what a memory can gain, drops out of the divergence's gradient.
+    """
+    logits = model(input_ids=batch.ids, ratios=batch.ratios, use_cache=False).logits[:, :-1]
+    targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(
+        weights
+    )
+    parts = {"copy": losses[weights == FAR_COPY_WEIGHT], "digit": losses[weights > FAR_COPY_WEIGHT]}
+    rows = (weights != FAR_COPY_WEIGHT).all(dim=1)
+    if rows.any():
+        spans = taught_spans(batch.ids.shape[1])
+        parts["divergence"] = torch.cat([_divergence(model, logits, batch, rows, *span) for span in spans])
+    return {kind: part.mean() for kind, part in parts.items() if part.numel()}
+
+
+def _divergence(
+    model: torch.nn.Module, logits: torch.Tensor, batch: Batch, rows: torch.Tensor, begin: int, end: int, first: int
+) -> torch.Tensor:
+    """Kullback-Leibler divergence from the stock model, which reads ``[begin, end)``, at plain text after ``first``."""
+    with torch.no_grad(), beacon.disabled(model):
+        stock = model(input_ids=batch.ids[rows, begin:end], use_cache=False).logits[:, first - begin : -1]
+        stock = stock.float().log_softmax(-1)
+    ours = logits[rows, first : end - 1].float().log_softmax(-1)
+    plain = batch.weights[rows, first + 1 : end] == 1.0
+    return (stock.exp() * (stock - ours)).sum(-1)[plain]
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, held_out: Corpus, tokenizer: PreTrainedTokenizerFast, rows: int) -> dict:
+    """Passkey recall (per digit, exact) and loss of the last 1,024 of 4,096 tokens, on held-out code."""
+    result: dict[str, Any] = {}
+    sampler = TaskSampler(held_out, tokenizer, np.random.default_rng(99))
+    for seqlen, ratio in ((1024, 8), (4096, 8), (4096, 32)):
+        drawn = [sampler.passkey(seqlen, (n + 0.5) / rows * (1 - 1.5 * WINDOW / seqlen))[0] for n in range(rows)]
+        right = []
+        for ids in torch.from_numpy(np.stack(drawn)).split(8):
             logits = model(ids[:, :-1], ratios=ratio, logits_to_keep=NUM_DIGITS, use_cache=False).logits
-            right = logits.argmax(-1) == ids[:, -NUM_DIGITS:]
-            recall = [round(right.float().mean().item(), 3), round(right.all(dim=1).float().mean().item(), 3)]
-            result[f"passkey, {seqlen} tokens, stride {stride}, ratio {ratio}"] = recall
-        ids = torch.from_numpy(np.stack([sampler.code(4096) for _ in range(rows)]))
-        labels = ids.clone()
-        labels[:, :-1024] = -100
-        for ratio in (8, 32):
-            loss = model(ids, labels=labels, ratios=ratio).loss.item()
-            result[f"loss, 4096 tokens, stride {stride}, ratio {ratio}"] = round(loss, 4)
-    return result
+            right.append(logits.argmax(-1) == ids[:, -NUM_DIGITS:])
+        found = torch.cat(right).float()
+        recall = [round(found.mean().item(), 3), round(found.amin(dim=1).mean().item(), 3)]
+        result[f"passkey, {seqlen} tokens, ratio {ratio}"] = recall
+    texts = [torch.from_numpy(sampler.code(4097)) for _ in range(rows)]
+    for ratio in (8, 16, 32):
+        losses = [model(ids[None], labels=_last(ids), ratios=ratio).loss.item() for ids in texts]
+        result[f"loss, 4096 tokens, ratio {ratio}"] = round(float(np.mean(losses)), 4)
+    sliding = measure_perplexity(model, texts, 4097, 1024, SlidingWindow(WINDOW, 4))
+    return result | {"loss, 4096 tokens, sliding window 128 + 4": round(sliding.loss, 4)}
+
+
+def _last(ids: torch.Tensor) -> torch.Tensor:
+    labels = ids[None].clone()
+    labels[:, :-1024] = -100
+    return labels
+
+
+def note(recent: dict[str, list[float]], parts: dict[str, torch.Tensor], ratios: list[int]) -> None:
+    """Keep losses for the log, and those of one ratio in all windows under its name as well."""
+    for kind, part in parts.items():
+        recent.setdefault(kind, []).append(part.item())
+        if kind in ("digit", "divergence") and len(set(ratios)) == 1:
+            recent.setdefault(f"{kind} at {ratios[0]}", []).append(part.item())
 
 
 def make_optimizers(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """AdamW for all beacon parameters, or Muon for the projections where ``--muon-lr`` is given."""
-    matrices = [p for p in parameters if args.muon_lr and p.shape[0] > 1]
-    rest = [p for p in parameters if not args.muon_lr or p.shape[0] == 1]
-    adam = torch.optim.AdamW([{"params": rest, "top_lr": args.lr}], lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    if not matrices:
-        return [adam]
-    muon = Muon(matrices, lr=args.muon_lr)
-    for group in muon.param_groups:
-        group["top_lr"] = args.muon_lr
+    """Muon for the projections, AdamW for the embedding."""
+    muon = Muon([p for p in parameters if p.shape[0] > 1], lr=args.muon_lr)
+    adam = torch.optim.AdamW(
+        [p for p in parameters if p.shape[0] == 1], lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
     return [muon, adam]
 
 
 def train(args: argparse.Namespace) -> None:
     """Train until ``args.minutes`` are used up, over all restarts together."""
     torch.set_num_threads(args.threads)
-    accelerator = Accelerator(cpu=args.cpu)
+    accelerator = Accelerator(cpu=args.cpu, mixed_precision="bf16" if args.bf16 else "no")
     set_seed(args.seed)
     tokenizer, corpus, held_out = load_corpus(args.work)
     sampler = TaskSampler(corpus, tokenizer, np.random.default_rng(args.seed + 1))
@@ -152,41 +125,57 @@ def train(args: argparse.Namespace) -> None:
     model = beacon.wrap(base, CONFIG)
     parameters = list(beacon_parameters(model).values())
     optimizers = make_optimizers(parameters, args)
-    matching = Matching(model)
-    run = Run(args.work, "adapter", args.minutes)
+    run, evaluated = Run(args.work, "adapter", args.minutes), 0
     state = run.resume()
-    if state is not None:
+    if state is None:
+        soften(model)
+        heads = lookup_heads(model, sampler)
+        run.report(lookups={str(place): distance for place, distance in heads.items()})
+    else:
         model.load_state_dict(state["beacons"], strict=False)
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         sampler.rng.bit_generator.state = json.loads(state["rng"])
+        heads, evaluated = state["heads"], state["evaluated"]
+    lookups = Lookups(model, heads, WINDOW)
     model, *optimizers = accelerator.prepare(model, *optimizers)
-    recent: list[list[float]] = []
+    recent: dict[str, list[float]] = {}
     while run.progress < 1.0:
-        factor = min(1.0, (run.step + 1) / 30) * max(0.02, 1.0 - run.progress)
-        for optimizer in optimizers:
+        factor = min(1.0, (run.step + 1) / 30) * min(1.0, max(0.02, 1.4 * (1.0 - run.progress)))
+        for optimizer, rate in zip(optimizers, (args.muon_lr, args.adam_lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = group["top_lr"] * factor
-        phase = next(phase for phase in PHASES if run.progress < phase.until)
-        ids, weights, stride, ratios = draw_batch(sampler, args.tokens, phase)
-        use_stride(model, stride)
-        matching.active = True
-        loss, parts = weighted_loss(model, ids.to(accelerator.device), weights.to(accelerator.device), ratios)
-        match = matching.loss()
-        accelerator.backward(loss if match is None else loss + MATCH_WEIGHT * match)
+                group["lr"] = rate * factor
+        if run.progress < LESSON:
+            lookups.active = True
+            ids = draw_lesson(sampler, args.tokens).to(accelerator.device)
+            with accelerator.autocast():
+                errors = lookups.errors(ids)
+            loss = torch.stack(list(errors.values())).mean()
+            note(recent, errors | {"lesson": loss}, [])
+            run.tokens += ids.numel()
+        else:
+            lookups.active = False
+            phase = next(phase for phase in PHASES if run.progress < phase.until or phase is PHASES[-1])
+            batch = draw_batch(sampler, args.tokens, phase).to(accelerator.device)
+            with accelerator.autocast():
+                parts = losses_by_kind(model, batch)
+            loss = sum(phase.text_weight * part if kind == "divergence" else part for kind, part in parts.items())
+            note(recent, parts, batch.ratios)
+            run.tokens += batch.ids.numel()
+        accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        run.step, run.tokens = run.step + 1, run.tokens + ids.numel()
-        recent.append([*parts, np.nan if match is None else match.item()])
+        run.step += 1
         if run.step % 20 == 0:
-            means = [round(float(mean), 4) for mean in np.nanmean(recent, axis=0)]
-            losses = dict(zip(("loss", "copy_loss", "digit_loss", "match_loss"), means, strict=True))
-            run.report(**losses, tokens_per_s=round(run.tokens / run.elapsed))
-            recent = []
-        if run.step % args.evaluate_steps == 0:
-            run.report(**evaluate(model, held_out, tokenizer))
+            means = {kind: round(float(np.mean(values)), 4) for kind, values in sorted(recent.items())}
+            run.report(**means, tokens_per_s=round(run.tokens / run.elapsed))
+            recent = {}
+        if evaluated < len(EVALUATIONS) and run.progress >= EVALUATIONS[evaluated]:
+            evaluated += 1
+            if args.rows >= 4:
+                run.report(**evaluate(model, held_out, tokenizer, args.rows // 4))
         stop = run.elapsed > args.stop_after * 60
         if run.due(3.0) or run.progress >= 1.0 or stop:
             beacons = {name: p.detach().clone() for name, p in beacon_parameters(model).items()}
@@ -194,25 +183,26 @@ def train(args: argparse.Namespace) -> None:
                 beacons=beacons,
                 optimizers=[optimizer.state_dict() for optimizer in optimizers],
                 rng=json.dumps(sampler.rng.bit_generator.state),
+                heads=heads,
+                evaluated=evaluated,
             )
-            use_stride(model, WINDOW)
             beacon.save_adapter(model, args.work / "adapter")
         if stop:
             return
-    matching.active = False
-    run.report(final=True, **evaluate(model, held_out, tokenizer, rows=16))
+    run.report(final=True, **evaluate(model, held_out, tokenizer, args.rows))
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/default_model"))
-    parser.add_argument("--minutes", type=float, default=29.0, help="time to train, over all restarts together")
+    parser.add_argument("--minutes", type=float, default=90.0, help="time to train, over all restarts together")
     parser.add_argument("--tokens", type=int, default=4096, help="raw tokens per step")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--muon-lr", type=float, default=0.02, help="train the projections with Muon at this rate")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="of the projections")
+    parser.add_argument("--adam-lr", type=float, default=3e-3, help="of the embedding")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (processors with AVX512-BF16, GPUs)")
     parser.add_argument("--stop-after", type=float, default=1e9, help="minutes after which this restart saves and ends")
-    parser.add_argument("--evaluate-steps", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=32, help="texts of each kind evaluated last; a quarter before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even with a GPU at hand")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from data import load_corpus
 from evaluate_base import evaluate
 from recipe import make_model, make_optimizers, schedule
-from run import Run
+from run import Run, replace_folder
 from tasks import TaskSampler
 
 EVALUATIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the time
@@ -24,16 +23,12 @@ TOKENS_PER_STEP = 4096
 
 
 def save_snapshot(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write a Hugging Face folder beside its place, then rename it, so that readers never see half of one."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for stale in (fresh, old):
-        shutil.rmtree(stale, ignore_errors=True)
+    """Write a Hugging Face folder beside its place, then rename it."""
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(fresh, folder)
 
 
 def train(args: argparse.Namespace) -> None:
