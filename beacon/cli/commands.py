@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 import beacon
-from beacon.config import PROJECTIONS
+from beacon.config import PROJECTIONS, check_ratio
 from beacon.demo import Settings, load_default, write_report
 from beacon.demo import run as run_demo
 from beacon.demo.report import tables
 from beacon.evaluation import full_cache_bytes, read_file
 from beacon.families import FAMILIES, family_of, trained_context
-from beacon.wrapping import beacon_parameters, new_parameter_shapes
+from beacon.weights import beacon_parameters
+from beacon.wrapping import new_parameter_shapes
 
-LENGTHS = (4096, 32768, 131072, 1_000_000)
 RATIOS = (2, 8, 32, 128)
+SHORT = 12  # characters of a figure
 
 
 def demo(args: argparse.Namespace, console: Console) -> None:
     """``beacon demo``."""
     _quiet(args)
     _check_device(args.device)
-    settings = Settings(length=args.length, ratio=args.ratio, file=args.file)
+    chosen: dict[str, Any] = {"length": args.length, "ratio": args.ratio, "file": args.file}
     if args.quick:
-        settings = replace(settings, length=min(args.length, 1024), texts=1, targets=64, depths=(0.2, 0.8))
-    model, tokenizer = load_default(args.device, args.model)
+        chosen |= {"length": min(args.length, 1024), "texts": 1, "targets": 64, "depths": (0.2, 0.8)}
+    settings = Settings(**chosen)
+    _check_output(args.output)
+    with console.status("loading"):
+        model, tokenizer = load_default(args.device, args.model)
     config = model.beacon_config
     source = str(args.file) if args.file else "the machine's own Python standard library"
     own = sum(p.numel() for p in beacon_parameters(model).values())
@@ -69,11 +76,13 @@ def demo(args: argparse.Namespace, console: Console) -> None:
 def info(args: argparse.Namespace, console: Console) -> None:
     """``beacon info``."""
     _quiet(args)
-    source = _source(args.model)
-    config = AutoConfig.from_pretrained(source)
+    if min(args.lengths) < 1:
+        raise ValueError(f"--lengths must be numbers of tokens, got {min(args.lengths)}; pass for example 32768.")
+    with console.status("loading the configuration"):
+        config = AutoConfig.from_pretrained(_source(args.model), trust_remote_code=False)
     family_of(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     base = sum(p.numel() for p in model.parameters())
     native = trained_context(config)
     _show(
@@ -94,21 +103,27 @@ def info(args: argparse.Namespace, console: Console) -> None:
             [" ".join(chosen), f"{added / 1e6:,.1f}M", f"{100 * added / base:.0f}%", f"{added * 2 / 1e6:,.0f} MB"]
         )
     _show(console, ["wrapping adds projections", "parameters", "of the base", "in bfloat16"], rows)
-    head = ["cache (bfloat16) at tokens", *(f"{length:,}" for length in LENGTHS)]
-    rows = [["full attention", *(_size(full_cache_bytes(config, length, 2)) for length in LENGTHS)]]
-    rows += [
-        [f"ratio {ratio}", *(_size(full_cache_bytes(config, length // ratio, 2)) for length in LENGTHS)]
-        for ratio in RATIOS
-    ]
+    window = min(1024, native)
+    head = ["cache (bfloat16) at tokens", *(f"{length:,}" for length in args.lengths)]
+    rows = [["full attention", *(_size(full_cache_bytes(config, length, 2)) for length in args.lengths)]]
+    for ratio in RATIOS:
+        held = [min(length, max(length - window, 0) // ratio + window) for length in args.lengths]
+        rows.append([f"ratio {ratio}", *(_size(full_cache_bytes(config, entries, 2)) for entries in held)])
     _show(console, head, rows)
+    console.print(f"(beacons, and a last window of {window:,} raw tokens)", style="dim")
 
 
 def ask(args: argparse.Namespace, console: Console) -> None:
     """``beacon ask``."""
     _quiet(args)
     _check_device(args.device)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}; pass for example 64.")
     text = read_file(args.context)
-    model, tokenizer = _load(args)
+    with console.status(f"loading {args.model}"):
+        model, tokenizer = _load(args)
+    if args.ratio is not None:
+        check_ratio(args.ratio, model.beacon_config.step)
     ids, question = _prompt(tokenizer, text, args.question)
     ids, question = ids.to(model.device), question.to(model.device)
     start = time.perf_counter()
@@ -157,7 +172,18 @@ def _source(model: str) -> str | Path:
     return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
+def _check_output(folder: Path) -> None:
+    """Find out before minutes of measuring whether their results can be written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("beacon demo draws a figure with matplotlib; pip install 'activation-beacon[demo]'.")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output must be a folder, got the file {folder}; name another.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def _check_device(name: str) -> None:
+    if name == "meta":
+        raise ValueError("device must be one that computes, got 'meta'; pass --device cpu.")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as err:  # PyTorch built without CUDA asserts
@@ -173,9 +199,13 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     adapter = args.adapter or beacon.default_model() / "adapter"
     kinds = {"auto": "float32" if args.device == "cpu" else "auto"}
     name = kinds.get(args.dtype, args.dtype)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=name if name == "auto" else getattr(torch, name))
-    model = beacon.load_adapter(model.to(args.device).eval(), adapter)
-    return model, AutoTokenizer.from_pretrained(folder)
+    dtype = name if name == "auto" else getattr(torch, name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model = beacon.load_adapter(model.to(args.device).eval(), adapter)
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (SafetensorError, StrictDataclassError, JSONDecodeError) as err:
+        raise ValueError(f"{folder} has a damaged file ({err}); save or download it again.") from err
 
 
 def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,7 +225,10 @@ def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, tor
 def _show(console: Console, head: list[str], rows: list[list[str]]) -> None:
     table = Table(header_style="bold")
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        short = max(len(row[number]) for row in [head, *rows]) <= SHORT  # figures stay whole, words may fold
+        table.add_column(
+            name, justify="left" if number == 0 else "right", no_wrap=number > 0 and short, overflow="fold"
+        )
     for row in rows:
         table.add_row(*row, style="bold orange3" if row[0].startswith("beacon") else None)
     console.print(table)

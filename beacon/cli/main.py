@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,23 @@ from rich.markup import escape
 from beacon import __version__
 
 USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
+WIDTH = 120
+LENGTHS = (4096, 32768, 131072, 1_000_000)
+EXAMPLES = """examples:
+  beacon demo --quick
+  beacon info default --lengths 8192 65536
+  beacon ask default --context book.txt --question "# the pass key is "
+  beacon ask MODEL --adapter ADAPTER --context report.txt --question "What was decided?" --ratio 8
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and options."""
     parser = argparse.ArgumentParser(
-        prog="beacon", description="Read far beyond a language model's context window, with its weights untouched."
+        prog="beacon",
+        description="Read far beyond a language model's context window, with its weights untouched.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"beacon {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and log messages")
@@ -36,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="what wrapping a model would add, without loading it")
     info.add_argument("model", metavar="MODEL", help="folder, hub id, or default")
+    info.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="texts whose memory is told, in tokens")
 
     ask = commands.add_parser("ask", help="read a file and answer a question about it")
     ask.add_argument("model", metavar="MODEL", help="folder, hub id, or default for the shipped model")
@@ -46,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default 64)")
     ask.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     ask.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -64,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not args.debug:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)  # a file has no width to fit
     from beacon.cli import commands  # transformers loads slowly, and its settings come first
 
     try:

@@ -39,7 +39,7 @@ class Settings:
     """What the demo measures.
 
     Args:
-        length: Tokens of the longest text.
+        length: Tokens of the longest text, at least twice the targets.
         ratio: Ratio of every window in the row that fixes it; another row lets the configured policy choose.
         texts: Texts whose targets are taken together.
         targets: Last tokens of each text that are counted.
@@ -53,6 +53,14 @@ class Settings:
     targets: int = 256
     depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 2 * self.targets:
+            raise ValueError(
+                f"length must be at least {2 * self.targets} tokens (twice the targets), got {self.length}; pass more."
+            )
+        if self.ratio < 1:
+            raise ValueError(f"ratio must be at least 1, got {self.ratio}; pass for example 8.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, advance: Callable[[str, 
     longest = min(len(text.ids) for text in texts) - 1
     if longest < 2 * settings.targets:
         raise ValueError(
-            f"the text must have at least {2 * settings.targets + 1} tokens, got {longest + 1}; give a longer file."
+            f"the file must have at least {2 * settings.targets + 1} tokens, got {longest + 1}; give a longer one."
         )
     perplexity = _perplexities(model, texts, longest, settings, say)
     passkeys = _passkeys(model, tokenizer, texts, longest, settings, say)

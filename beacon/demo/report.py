@@ -69,7 +69,7 @@ def passkey_table(demo: Demo, length: int) -> Table:
         mine = [score for score in scores if score.method == method]
         cells = [_percent(recall([s for s in mine if s.depth == depth]).per_digit) for depth in depths]
         rows.append([method, *cells, _percent(recall(mine).per_digit), _percent(recall(mine).exact)])
-    return [f"digits found, {length:,} tokens, depth", *map(_percent, depths), "all", "exact"], rows
+    return [f"digits at depth ({length:,} tokens)", *map(_percent, depths), "all", "exact"], rows
 
 
 def cost_table(demo: Demo) -> Table:
@@ -105,12 +105,12 @@ def write_report(demo: Demo, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = machine_stamp()
-    picture = _figure(demo)
     numbers = {**asdict(demo), "machine": stamp}
     for entry, result in zip(numbers["perplexity"], demo.perplexity, strict=True):
         entry["perplexity"] = result.perplexity
     files = [folder / name for name in ("demo.json", "demo.png", "demo.html")]
     files[0].write_text(json.dumps(numbers, indent=1, default=str))
+    picture = _figure(demo)
     files[1].write_bytes(picture)
     files[2].write_text(_page(demo, picture, stamp), encoding="utf-8")
     return files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from beacon.cli.main import build_parser
 
 OPTIONS = {
     "demo": ["--device", "--file", "--length", "--model", "--output", "--quick", "--ratio"],
-    "info": ["MODEL"],
+    "info": ["--lengths", "MODEL"],
     "ask": [
         "--adapter",
         "--context",
@@ -34,7 +36,8 @@ def test_options_are_these() -> None:
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     assert sorted(commands) == sorted(OPTIONS)
     for name, wanted in OPTIONS.items():
-        found = [(a.option_strings or [a.metavar])[0] for a in commands[name]._actions if a.dest != "help"]
+        own = [a for a in commands[name]._actions if a.dest not in ("help", "debug")]
+        found = [(a.option_strings or [a.metavar])[0] for a in own]
         assert sorted(found) == sorted(wanted), name
 
 
@@ -78,7 +81,16 @@ def test_demo_writes_numbers_figure_and_page(tmp_path: Path, capsys: pytest.Capt
         (["ask", "default", "--context", __file__, "--question", "?", "--ratio", "7"], "must divide by ratio"),
         (["demo", "--quick", "--file", "missing.txt"], "no such file"),
         (["demo", "--quick", "--device", "nowhere"], "device must be one that PyTorch finds"),
+        (["demo", "--length", "-5"], "length must be at least 512 tokens"),
+        (["demo", "--quick", "--output", __file__], "--output must be a folder"),
+        (["demo", "--quick", "--device", "meta"], "device must be one that computes"),
         (["info", "/no/such/model"], "no such folder: /no/such/model"),
+        (["info", "default", "--lengths", "0"], "--lengths must be numbers of tokens, got 0"),
+        (["ask", "default", "--context", __file__, "--question", "?", "--max-new-tokens", "0"], "at least 1, got 0"),
+        (
+            ["ask", "default", "--context", __file__, "--question", "?", "--adapter", "nothere"],
+            "no folder 'nothere' here",
+        ),
     ],
 )
 def test_mistakes_are_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +98,40 @@ def test_mistakes_are_one_line(command: list[str], words: str, capsys: pytest.Ca
     captured = capsys.readouterr()
     assert words in captured.err and "Traceback" not in captured.err
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_demo_without_matplotlib_says_so_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(commands, "run_demo", lambda *_: pytest.fail("it measured"))
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert "pip install 'activation-beacon[demo]'" in capsys.readouterr().err
+
+
+def test_damaged_base_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(beacon.default_model(), folder)
+    (folder / "model.safetensors").write_bytes(b"\x08" + b"\0" * 20)
+    command = ["ask", str(folder), "--adapter", str(folder / "adapter"), "--context", __file__, "--question", "?"]
+    assert main(command) == 2
+    assert f"{folder} has a damaged file" in capsys.readouterr().err
+
+
+def test_remote_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"}})
+    )
+    (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
+    assert main(["info", str(tmp_path)]) == 2
+    assert "trust_remote_code" in capsys.readouterr().err
+
+
+def test_narrow_terminals_keep_the_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.modules["beacon.cli.main"], "WIDTH", 60)
+    assert main(["info", "default", "--lengths", "4096", "1000000"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,000,000" in printed and "6.1 GB" in printed and "…" not in printed
 
 
 def test_unsupported_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
