@@ -133,7 +133,7 @@ class BeaconConfig:
         _choice("attention", self.attention, COVERAGES)
         _choice("placement", self.placement, PLACEMENTS)
         _choice("attention_path", self.attention_path, ATTENTION_PATHS)
-        if isinstance(self.projections, str):
+        if isinstance(self.projections, str) or not isinstance(self.projections, Sequence):
             raise TypeError(f"projections must be a sequence of names, got {self.projections!r}; pass ('q', 'k').")
         chosen = tuple(self.projections)
         for name in chosen:
@@ -208,8 +208,8 @@ class BeaconConfig:
         return cls(**{**preset, **overrides})
 
     def replace(self, **changes: Any) -> BeaconConfig:
-        """A copy with some fields changed (validated again)."""
-        return replace(self, **changes)
+        """A copy with some fields changed (validated again); a stride that equals the window follows it."""
+        return replace(self, **_follow(self.window, self.stride, changes))
 
     def to_json(self) -> str:
         """Serialise to JSON with a ``format_version``.
@@ -226,7 +226,7 @@ class BeaconConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BeaconConfig:
-        """Build from a dict that :meth:`to_json` wrote; unknown keys warn.
+        """Build from a dict that :meth:`to_json` wrote; unknown keys warn, overrides are as in :meth:`replace`.
 
         Raises:
             ValueError: The format is newer than this package reads.
@@ -245,4 +245,9 @@ class BeaconConfig:
         for key in ("ratios", "projections"):
             if isinstance(chosen.get(key), list):
                 chosen[key] = tuple(chosen[key])
-        return cls(**{**chosen, **overrides})
+        return cls(**{**chosen, **_follow(chosen.get("window"), chosen.get("stride"), overrides)})
+
+
+def _follow(window: Any, stride: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes to a configuration, where a stride as long as the window stays so."""
+    return {"stride": None, **changes} if "window" in changes and stride == window else changes

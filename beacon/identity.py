@@ -24,14 +24,14 @@ class Wrapping:
         family: The family's row of the table.
         native_context: Longest position the base model serves.
         owner: Identity; caches name it. A deep copy of a model gets its own.
-        trainable: Names of the base parameters that required gradients before.
+        flags: ``requires_grad`` of every base parameter before, by name.
     """
 
     config: BeaconConfig
     family: Family
     native_context: int
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
-    trainable: frozenset[str] = field(default_factory=frozenset)
+    flags: dict[str, bool] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> Wrapping:
         """A copied model is a model of its own: caches and ``disabled`` tell the two apart."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,7 @@ from beacon.plan import Span
 from beacon.reading import HiddenStates, Itinerary, check_checkpointing, plan_call, read
 from beacon.stock import read_stock, stock_serves
 from beacon.text import NewText, check_ids, check_ratios, new_text
-
-CONFIG_FILE = "beacon_config.json"
+from beacon.weights import CONFIG_FILE, WEIGHTS_FILE, check_finite, collect_weights, is_beacon_weight, write_adapter
 
 
 class BeaconModel(BeaconGeneration):
@@ -175,14 +175,25 @@ class BeaconModel(BeaconGeneration):
         """Hugging Face's own, with all weights under their names, and the beacon configuration beside them.
 
         The folder loads as the stock model with ``from_pretrained`` (which reports the beacon weights as unexpected);
-        :func:`beacon.load_adapter` then takes the beacon weights from the same folder.
+        :func:`beacon.load_adapter` then takes the beacon weights from the same folder. Where Hugging Face leaves the
+        model out and saves its LoRA layers alone, the beacon weights get a file of their own.
         """
         stock: Any = super()
-        manifest = self.beacon_manifest()  # refuses a callable ratio policy before anything is written
-        result = stock.save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            (Path(save_directory) / CONFIG_FILE).write_text(manifest)
-        return result
+        given = inspect.signature(stock.save_pretrained).bind(save_directory, *args, **kwargs).arguments
+        folder = Path(save_directory)
+        if given.get("is_main_process", True) and not folder.is_file():
+            manifest = self.beacon_manifest()  # refuses a callable ratio policy before anything is written
+            if getattr(self, "_hf_peft_config_loaded", False):
+                state = given.get("state_dict")
+                ours = None if state is None else {n: t.cpu() for n, t in state.items() if is_beacon_weight(n)}
+                weights = ours or collect_weights(self)
+                check_finite(weights)
+                write_adapter(folder, manifest, weights)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # an adapter saved here before would be found first
+                (folder / CONFIG_FILE).write_text(manifest)
+        return stock.save_pretrained(save_directory, *args, **kwargs)
 
     def beacon_manifest(self) -> str:
         """What ``beacon_config.json`` holds: the configuration and the base's fingerprint."""

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from beacon.config import BeaconConfig
 from beacon.identity import base_fingerprint
-from beacon.model import CONFIG_FILE, BeaconModel
-from beacon.wrapping import beacon_parameters, new_parameter_shapes, unwrap, wrap
+from beacon.model import BeaconModel
+from beacon.weights import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    beacon_parameters,
+    check_finite,
+    collect_weights,
+    is_beacon_weight,
+    is_sharded,
+    some,
+    write_adapter,
+)
+from beacon.wrapping import new_parameter_shapes, unwrap, wrap
 
-WEIGHTS_FILE = "beacon_model.safetensors"
 CHECKPOINT_FILE = "model.safetensors"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -40,17 +49,17 @@ def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
         ValueError: A weight is NaN or inf, or the ratio policy is a callable.
     """
     if not isinstance(model, BeaconModel):
-        raise TypeError(f"save_adapter() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
+        raise TypeError(
+            f"save_adapter() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first, or pass "
+            "get_base_model() of a PEFT model around a wrapped one."
+        )
     manifest = model.beacon_manifest()
-    weights = _collect(model)
-    _check_finite(weights)
+    weights = collect_weights(model)
+    check_finite(weights)
     folder = Path(folder)
-    if any(map(_is_sharded, beacon_parameters(model).values())) and torch.distributed.get_rank():
+    if any(map(is_sharded, beacon_parameters(model).values())) and torch.distributed.get_rank():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _whole(folder / CONFIG_FILE) as settings_file, _whole(folder / WEIGHTS_FILE) as weights_file:
-        save_file(weights, weights_file, metadata={"format": "pt"})
-        settings_file.write_text(manifest)
+    write_adapter(folder, manifest, weights)
     return folder
 
 
@@ -115,47 +124,19 @@ def load_reference(model: Any, path: str | os.PathLike[str]) -> Any:
     return model
 
 
-def _collect(model: Any) -> dict[str, torch.Tensor]:
-    """The beacon weights, whole, on the CPU; those that accelerate has offloaded are brought in one by one."""
-    weights = {}
-    for name, parameter in beacon_parameters(model).items():
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        with _present(module) if parameter.is_meta else nullcontext():
-            tensor = getattr(module, leaf).detach()
-            weights[name] = (tensor.full_tensor() if _is_sharded(tensor) else tensor).to("cpu").contiguous()
-    return weights
-
-
-def _is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "full_tensor")
-
-
-def _present(module: Any) -> AbstractContextManager[None]:
-    from accelerate.utils import align_module_device
-
-    present: AbstractContextManager[None] = align_module_device(module)
-    return present
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of ``path`` once it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _resolve(source: str | os.PathLike[str]) -> Path:
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists() or isinstance(source, os.PathLike) or str(source).startswith((".", "/", "~")):
         raise FileNotFoundError(f"an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {source}.")
-    return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as err:
+        raise FileNotFoundError(
+            f"there is no folder {source!r} here, and the hub gave no adapter of that name ({err}); pass a folder "
+            "written by beacon.save_adapter, or a hub id owner/name."
+        ) from err
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -163,7 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} has no {path.name}; pass a folder written by beacon.save_adapter.")
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ValueError(f"{path} must be JSON, got a damaged file ({err}); save or download it again.") from err
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}; save or download it again.")
@@ -181,9 +162,10 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / f"{CHECKPOINT_FILE}.index.json"
     if index.exists():
         shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{index} must have a weight_map from names to files; save or download it again.")
-        return [path / name for name in sorted(set(shards.values()))]
+        return [path / name for name in sorted(set(names))]
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = [file.name for file in path.iterdir() if file.suffix in PICKLES]
@@ -206,7 +188,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    if ".beacon_" in f".{name}":
+                    if is_beacon_weight(name):
                         weights[name] = opened.get_tensor(name)
         except (SafetensorError, OSError) as err:
             raise ValueError(
@@ -219,34 +201,30 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _check_match(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], source: Path) -> None:
     missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
     if missing:
-        raise ValueError(f"{source} must hold every beacon weight, {_some(missing)} not there; check projections.")
+        raise ValueError(f"{source} must hold every beacon weight, {some(missing)} not there; check projections.")
     if unknown:
-        raise ValueError(f"{source} holds beacon weights this model has not: {_some(unknown)}; check projections.")
+        raise ValueError(f"{source} holds beacon weights this model has not: {some(unknown)}; check projections.")
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != shape:
             raise ValueError(
                 f"{name} must have shape {list(shape)}, got {list(weights[name].shape)} in {source}; "
                 "the adapter is for another base."
             )
-    _check_finite(weights)
-
-
-def _check_finite(weights: dict[str, torch.Tensor]) -> None:
-    bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise ValueError(f"weights must be finite, got NaN or inf in {_some(bad)}; train or download again.")
+        if weights[name].dtype not in FLOATS:
+            raise ValueError(
+                f"{name} must be float32, float16, bfloat16 or float64, got {weights[name].dtype} in {source}; "
+                "save it anew."
+            )
+    check_finite(weights)
 
 
 def _assign(model: Any, weights: dict[str, torch.Tensor]) -> None:
     parameters = beacon_parameters(model)
-    away = [name for name, parameter in parameters.items() if parameter.is_meta or _is_sharded(parameter)]
+    away = [name for name, parameter in parameters.items() if parameter.is_meta or is_sharded(parameter)]
     if away:
-        raise ValueError(f"{_some(away)} are offloaded or sharded; load the weights before that is done to the model.")
+        raise ValueError(f"{some(away)} are offloaded or sharded; load the weights before that is done to the model.")
     with torch.no_grad():
+        cast = {name: weights[name].to(parameter.dtype) for name, parameter in parameters.items()}
+        check_finite(cast)  # what a float16 base cannot hold becomes inf
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            parameter.copy_(cast[name])

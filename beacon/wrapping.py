@@ -39,8 +39,8 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
         NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model; a sharded model, or one
             whose ``forward`` has been replaced.
         TypeError: Not a causal LM, or config of another type.
-        ValueError: Wrapped already, window or ``native_context`` beyond what the base serves, NaN in the weights to
-            copy.
+        ValueError: Wrapped already, a window beyond the native context, a ``native_context`` beyond what longrope's
+            short factors serve, NaN or inf in the weights.
     """
     config = BeaconConfig() if config is None else config
     if not isinstance(config, BeaconConfig):
@@ -62,6 +62,7 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
         )
     attentions = [layer.self_attn for layer in hf_model.model.layers]
     with torch.no_grad():
+        _check_finite(hf_model)
         # Everything that can fail comes before the first change.
         projections = [_new_projections(attention, family, config, n) for n, attention in enumerate(attentions)]
         embedding = _new_embedding(hf_model)
@@ -70,7 +71,7 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
             "attention_dropout=%s applies to texts below one window only: condensed attention has none",
             hf_model.config.attention_dropout,
         )
-    trainable = frozenset(name for name, parameter in hf_model.named_parameters() if parameter.requires_grad)
+    flags = {name: parameter.requires_grad for name, parameter in hf_model.named_parameters()}
 
     hf_model.requires_grad_(False)
     for attention, own in zip(attentions, projections, strict=True):
@@ -80,7 +81,7 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
     _adopt(hf_model.model.layers[-1], LastLayer, family)
     hf_model.model.add_module(EMBEDDING, embedding.train(hf_model.model.training))
     _adopt(hf_model, BeaconModel, family)
-    hf_model.beacon_wrapping = Wrapping(config, family, native, trainable=trainable)
+    hf_model.beacon_wrapping = Wrapping(config, family, native, flags=flags)
     return hf_model
 
 
@@ -91,7 +92,8 @@ def unwrap(model: Any) -> Any:
         model: A wrapped model.
 
     Returns:
-        The same object with its stock class, state dict and ``requires_grad`` flags.
+        The same object with its stock class, state dict and ``requires_grad`` flags; it stays in train or eval mode,
+        and LoRA layers added since keep their flags.
 
     Raises:
         NotImplementedError: Its ``forward`` has been replaced since, or it has been sharded.
@@ -106,7 +108,7 @@ def unwrap(model: Any) -> Any:
                 "cannot be unwrapped; use beacon.disabled(model) for the stock model."
             )
         _check_forward(module)
-    trainable = model.beacon_wrapping.trainable
+    flags = model.beacon_wrapping.flags
     for layer in model.model.layers:
         for name in ("q", "k", "v", "o"):
             if hasattr(layer.self_attn, f"beacon_{name}_proj"):
@@ -117,13 +119,9 @@ def unwrap(model: Any) -> Any:
     del model.__dict__["beacon_wrapping"]
     _release(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+        stock_name = name.replace(".base_layer.", ".")  # where PEFT has put it
+        parameter.requires_grad_(flags.get(stock_name, parameter.requires_grad))
     return model
-
-
-def beacon_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """The parameters that :func:`wrap` added, by their full names."""
-    return {name: p for name, p in model.named_parameters() if ".beacon_" in f".{name}"}
 
 
 def new_parameter_shapes(hf_model: Any, config: BeaconConfig) -> dict[str, tuple[int, ...]]:
@@ -196,6 +194,20 @@ def _check_forward(module: nn.Module) -> None:
         )
 
 
+def _check_finite(hf_model: Any) -> None:
+    """Refuse NaN and inf in any plain floating-point parameter that is here, before beacons inherit them."""
+    bad = []
+    for name, parameter in hf_model.named_parameters():
+        plain = parameter.is_floating_point() and parameter.dtype.itemsize > 1 and type(parameter.data) is torch.Tensor
+        if plain and not parameter.is_meta and parameter.numel():
+            low, high = parameter.aminmax()  # both are NaN where any is; no mask as large as the weight
+            if not bool(low.isfinite() & high.isfinite()):
+                bad.append(name)
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(f"weights must be finite, got NaN or inf in {', '.join(bad[:3])}{more}; check the checkpoint.")
+
+
 # -- new parameters ------------------------------------------------------------------------------------------------
 
 
@@ -203,16 +215,15 @@ def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer
     own = {}
     for name in config.projections:
         fused = family.fused_qkv if name != "o" else None
-        weight, bias = _dense(getattr(attention, fused or f"{name}_proj"))
+        source = f"model.layers.{layer}.self_attn.{fused or name + '_proj'}"
+        weight, bias = _dense(getattr(attention, fused or f"{name}_proj"), source)
         if fused is not None:
             place = "qkv".index(name)
             weight = split_qkv(attention, weight.T)[place].T.contiguous()
             bias = None if bias is None else split_qkv(attention, bias)[place].clone()
-        if not bool(torch.isfinite(weight).all()) or (bias is not None and not bool(torch.isfinite(bias).all())):
-            raise ValueError(
-                f"weights must be finite, got NaN or inf in model.layers.{layer}.self_attn.{fused or name + '_proj'}; "
-                "check the checkpoint."
-            )
+        for kind, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"weights must be finite, got NaN or inf in {source}.{kind}; check the checkpoint.")
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         linear.weight = nn.Parameter(weight)
         if bias is not None:
@@ -221,7 +232,7 @@ def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer
     return own
 
 
-def _dense(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _dense(projection: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a linear module in floating point, copied, where it computes.
 
     A quantised, offloaded or otherwise special module is asked: its output for unit vectors is its weight.
@@ -230,27 +241,38 @@ def _dense(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight: Any = getattr(projection, "weight", None)
     if type(projection) is nn.Linear and type(weight.data) is torch.Tensor and not weight.is_meta:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
+    try:
+        zero, rows = _ask(projection)
+    except Exception as err:
+        raise NotImplementedError(
+            f"the weights of {name} ({type(projection).__name__}) cannot be read: {type(err).__name__}: {err}; "
+            "load the model on a device where its kernels run, or dequantise it first."
+        ) from err
+    return (rows - zero).T.detach().clone(), None if bias is None else zero.detach().clone()
+
+
+def _ask(projection: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of a linear module for zero ``[out]`` and for the unit vectors ``[in, out]``."""
     device = getattr(getattr(projection, "_hf_hook", None), "execution_device", None)
     if device is None:
         device = next(iter(projection.state_dict().values())).device
+    if torch.device(device).type == "meta":
+        raise RuntimeError("it has no weights (meta device)")
     floats = [p.dtype for p in projection.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = getattr(projection, "compute_dtype", None) or (floats[0] if floats else torch.get_default_dtype())
     unit = torch.eye(projection.in_features, device=device, dtype=dtype)
     training = {module: module.training for module in projection.modules()}
     try:
         projection.eval()  # no dropout of LoRA layers
-        zero, rows = projection(torch.zeros_like(unit[:1]))[0], projection(unit)
+        return projection(torch.zeros_like(unit[:1]))[0], projection(unit)
     finally:
         for module, mode in training.items():
             module.training = mode
-    return (rows - zero).T.detach().clone(), None if bias is None else zero.detach().clone()
 
 
 def _new_embedding(hf_model: Any) -> nn.Embedding:
     table = hf_model.model.embed_tokens
-    eos, bos = hf_model.config.eos_token_id, hf_model.config.bos_token_id
-    token = eos[0] if isinstance(eos, (list, tuple)) and eos else eos
-    token = bos if token is None or isinstance(token, (list, tuple)) else token
+    token = _first_token(hf_model.config, table.num_embeddings)
     if table.weight.is_meta:
         device = table._hf_hook.execution_device
         rows = table(torch.arange(table.num_embeddings, device=device) if token is None else torch.tensor([token]))
@@ -259,12 +281,19 @@ def _new_embedding(hf_model: Any) -> nn.Embedding:
         weight = table.weight.detach()
         row = weight.mean(dim=0, keepdim=True) if token is None else weight[token : token + 1]
     if not bool(torch.isfinite(row).all()):
-        raise ValueError(
-            f"weights must be finite, got NaN or inf in model.embed_tokens (row {token}); check the checkpoint."
-        )
+        raise ValueError("weights must be finite, got NaN or inf in model.embed_tokens.weight; check the checkpoint.")
     embedding = nn.Embedding(1, row.shape[1], device="meta")
     embedding.weight = nn.Parameter(row.clone())
     return embedding
+
+
+def _first_token(config: Any, count: int) -> int | None:
+    """The eos token (the first of a list), else bos, whichever the embedding has a row for; None: neither."""
+    for token in (config.eos_token_id, config.bos_token_id):
+        first = token[0] if isinstance(token, (list, tuple)) and token else token
+        if isinstance(first, int) and 0 <= first < count:
+            return first
+    return None
 
 
 # -- classes -------------------------------------------------------------------------------------------------------
@@ -272,9 +301,26 @@ def _new_embedding(hf_model: Any) -> nn.Embedding:
 
 @functools.cache
 def _mixed(mixin: type, stock: type, family: Family) -> type:
-    """A subclass of both under the stock class's name (FSDP, save_pretrained and reports go by names)."""
+    """A subclass of both under the stock class's name (FSDP, save_pretrained and reports go by names).
+
+    Only :func:`wrap` makes instances: calling it, or its ``from_pretrained``, gives a stock module. Pickles name the
+    parts it is made of, for no module holds it under its name.
+    """
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return stock(*args, **kwargs)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _empty, (mixin, stock, family), self.__getstate__()
+
     names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (mixin, stock), {**names, "beacon_family": family, "beacon_stock": stock})
+    own = {"beacon_family": family, "beacon_stock": stock, "__new__": new, "__reduce_ex__": reduce}
+    return type(stock.__name__, (mixin, stock), {**names, **own})
+
+
+def _empty(mixin: type, stock: type, family: Family) -> Any:
+    """An instance of a mixed class without its state."""
+    return object.__new__(_mixed(mixin, stock, family))
 
 
 def _adopt(module: nn.Module, mixin: type, family: Family) -> None:

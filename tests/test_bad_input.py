@@ -83,6 +83,15 @@ def test_configurations_survive_json() -> None:
         BeaconConfig.from_dict({**values, "ratios": [5]})
 
 
+def test_stride_follows_the_window_unless_it_was_its_own() -> None:
+    assert BeaconConfig.paper().replace(window=2048).stride == 2048
+    assert BeaconConfig.iclr2025().replace(window=2048).stride == 2048
+    assert fixed(window=16, stride=8).replace(window=32).stride == 8
+    assert fixed(window=16).replace(window=32, stride=16).stride == 16
+    values = json.loads(fixed(window=16).to_json())
+    assert BeaconConfig.from_dict(values, window=32).stride == 32
+
+
 def test_presets() -> None:
     paper, later = BeaconConfig.paper(), BeaconConfig.iclr2025()
     assert (paper.window, paper.stride, paper.placement, paper.attention) == (1024, 1024, "append", "step-expansion")

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text",),
     ("cache",),
     ("modules",),
-    ("identity",),
+    ("identity", "weights"),
     ("attention", "families"),
     ("policies",),
     ("plan",),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import beacon
 from beacon import saving
-from beacon.wrapping import beacon_parameters
+from beacon import weights as weights_module
+from beacon.weights import beacon_parameters
 from tests.tiny_models import assert_same, fingerprint, random_ids, randomize, tiny_model
 
 CONFIG = beacon.BeaconConfig(window=16, ratios=(4, 8), ratio_policy="fixed", sink=1)
@@ -303,7 +304,7 @@ def test_failure_while_writing_keeps_the_old_adapter(adapter, monkeypatch):
         path.write_bytes(b"half of it")
         raise OSError("disk full")
 
-    monkeypatch.setattr(saving, "save_file", fail)
+    monkeypatch.setattr(weights_module, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         beacon.save_adapter(randomize(trained(), seed=9, only="beacon_"), adapter)
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
@@ -318,3 +319,35 @@ def test_callable_policy_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(TypeError, match=r"beacon\.wrap first"):
         beacon.save_adapter(tiny_model(), tmp_path / "adapter")
+
+
+def test_a_full_save_beats_an_adapter_saved_there_before(adapter):
+    model = randomize(trained(), seed=9, only="beacon_")
+    model.save_pretrained(adapter)
+    assert torch.equal(logits(beacon.load_adapter(tiny_model(), adapter)), logits(model))
+
+
+# -- what a folder may be called and hold ------------------------------------------------------------------------------
+
+
+def test_home_is_expanded_and_missing_names_are_named(adapter, monkeypatch):
+    monkeypatch.setenv("HOME", str(adapter.parent))
+    beacon.load_adapter(tiny_model(), "~/adapter")
+    refuses("owner/nothing-of-that-name", FileNotFoundError, "no folder 'owner/nothing-of-that-name' here")
+    refuses("build/run/adapter", FileNotFoundError, "no folder 'build/run/adapter' here")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn], ids=str)
+def test_weights_of_another_dtype_are_refused(adapter, dtype):
+    edit_weights(adapter, lambda weights: weights.update({K1: weights[K1].to(dtype)}))
+    refuses(adapter, ValueError, f"{K1} must be float32, float16, bfloat16 or float64, got {dtype}")
+
+
+def test_weights_that_overflow_the_base_are_refused(adapter):
+    edit_weights(adapter, lambda weights: weights.update({K1: weights[K1] * 1e6}))
+    refuses(adapter, ValueError, f"NaN or inf in {K1}", tiny_model(dtype=torch.float16))
+
+
+def test_window_of_an_adapter_may_be_changed_and_its_stride_follows(adapter):
+    model = beacon.load_adapter(tiny_model(), adapter, window=32)
+    assert (model.beacon_config.window, model.beacon_config.stride) == (32, 32)

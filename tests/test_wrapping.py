@@ -17,8 +17,9 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 
 import beacon
-from beacon.wrapping import beacon_parameters, new_parameter_shapes
-from tests.tiny_models import TINY, assert_same, fingerprint, random_ids, randomize, tiny_model
+from beacon.weights import beacon_parameters
+from beacon.wrapping import new_parameter_shapes
+from tests.tiny_models import TINY, assert_same, fingerprint, random_ids, randomize, tiny_config, tiny_model
 
 CONFIG = beacon.BeaconConfig(window=16, ratios=(4,), ratio_policy="fixed")
 SHORT, LONG = random_ids(2, 12), random_ids(2, 40)
@@ -96,7 +97,9 @@ def test_projections_start_as_copies(name, projections):
 
 
 @pytest.mark.parametrize(
-    "eos, bos, row", [(5, 1, 5), ([7, 5], 1, 7), (None, 1, 1), ([], 1, 1), (None, None, None)], ids=str
+    "eos, bos, row",
+    [(5, 1, 5), ([7, 5], 1, 7), (None, 1, 1), ([], 1, 1), (None, None, None), (32000, 1, 1), (-1, 96, None)],
+    ids=str,
 )
 def test_embedding_starts_from_the_eos_row(eos, bos, row):
     stock = tiny_model("llama2")
@@ -126,12 +129,15 @@ def test_wrap_unwrap_wrap_starts_anew(expected):
     assert torch.equal(logits(model), expected.condensed)
 
 
-@pytest.mark.parametrize("where", ["model.layers.1.self_attn.v_proj", "model.embed_tokens"])
-def test_not_finite_base_weights_are_named_and_nothing_is_changed(where):
+@pytest.mark.parametrize(
+    "where", ["model.layers.1.self_attn.v_proj", "model.embed_tokens", "model.layers.2.mlp.up_proj", "model.norm"]
+)
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_not_finite_base_weights_are_named_and_nothing_is_changed(where, value):
     stock = tiny_model()
-    stock.get_submodule(where).weight.data[2, 3] = float("nan")
+    stock.get_submodule(where).weight.data[2] = float(value)
     parameters = [name for name, _ in stock.named_parameters()]
-    with pytest.raises(ValueError, match=where):
+    with pytest.raises(ValueError, match=rf"{where}\.weight;"):
         beacon.wrap(stock, CONFIG)
     assert type(stock) is transformers.LlamaForCausalLM
     assert [name for name, p in stock.named_parameters() if p.requires_grad] == parameters
@@ -166,6 +172,22 @@ def test_dtype_may_change_before_or_after(name, dtype):
     assert torch.equal(out, logits(before))
     stock = tiny_model(name).to(dtype)
     assert torch.equal(logits(after, SHORT), logits(stock, SHORT))
+
+
+def test_whole_model_can_be_saved_and_loaded_by_torch(tmp_path, expected):
+    model = randomize(beacon.wrap(tiny_model(), CONFIG), only="beacon_", seed=3)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert type(loaded) is type(model)
+    assert torch.equal(logits(loaded), logits(model))
+    assert torch.equal(logits(beacon.unwrap(loaded)), expected.long)
+
+
+def test_class_of_a_wrapped_model_makes_stock_models(tmp_path):
+    model = beacon.wrap(tiny_model(), CONFIG)
+    model.save_pretrained(tmp_path)
+    assert type(type(model)(model.config)) is transformers.LlamaForCausalLM
+    assert type(type(model).from_pretrained(tmp_path)) is transformers.LlamaForCausalLM
 
 
 def test_state_dict_can_be_saved_and_loaded_by_torch(tmp_path, expected):
@@ -368,6 +390,32 @@ def test_quantised_base(make, tolerance):
     assert torch.equal(logits(model, SHORT), short)
 
 
+class _Unreadable(nn.Module):
+    """A quantised module whose kernels do not run here."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.packed = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("kernel needs CUDA")
+
+
+def test_weights_that_cannot_be_read_are_named():
+    stock = tiny_model()
+    stock.model.layers[1].self_attn.k_proj = _Unreadable(stock.model.layers[1].self_attn.k_proj)
+    before = fingerprint(stock)
+    wanted = r"layers\.1\.self_attn\.k_proj \(_Unreadable\) cannot be read.*kernel needs CUDA.*dequantise"
+    with pytest.raises(NotImplementedError, match=wanted):
+        beacon.wrap(stock, CONFIG)
+    assert_same(before, fingerprint(stock))
+    with torch.device("meta"):
+        empty = transformers.LlamaForCausalLM(tiny_config("llama2"))
+    with pytest.raises(NotImplementedError, match="meta device"):
+        beacon.wrap(empty, CONFIG)
+
+
 PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.5, "init_lora_weights": False}
 
@@ -396,6 +444,18 @@ def test_lora_layers_inside_a_base_count_as_the_base():
     torch.testing.assert_close(logits(model), logits(plain), rtol=0, atol=1e-4)
     beacon.unwrap(model)
     assert [(name, p.requires_grad) for name, p in model.named_parameters()] == flags
+
+
+@PEFT
+def test_lora_added_to_a_wrapped_model_keeps_its_flags_and_both_are_saved(tmp_path):
+    model = randomize(beacon.wrap(tiny_model(), CONFIG), only="beacon_", seed=3)
+    model.add_adapter(peft.LoraConfig(**LORA))
+    model.eval().save_pretrained(tmp_path)
+    loaded = beacon.load_adapter(tiny_model(), tmp_path)
+    for name, parameter in beacon_parameters(model).items():
+        assert torch.equal(parameter, dict(loaded.named_parameters())[name]), name
+    beacon.unwrap(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @PEFT

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import beacon
 from beacon.evaluation import SlidingWindow, measure_perplexity
-from beacon.wrapping import beacon_parameters
+from beacon.weights import beacon_parameters
 from course import CONFIG, LESSON, PHASES, WINDOW, Batch, draw_batch, draw_lesson, taught_spans
 from data import Corpus, load_corpus
 from lookups import Lookups, lookup_heads

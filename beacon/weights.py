@@ -1,0 +1,91 @@
+"""Beacon weights of a wrapped model: which they are, brought together, and written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+CONFIG_FILE = "beacon_config.json"
+WEIGHTS_FILE = "beacon_model.safetensors"
+
+
+def is_beacon_weight(name: str) -> bool:
+    """Whether a parameter of this full name is one that :func:`beacon.wrap` adds."""
+    return ".beacon_" in f".{name}"
+
+
+def beacon_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters that :func:`beacon.wrap` added, by their full names."""
+    return {name: p for name, p in model.named_parameters() if is_beacon_weight(name)}
+
+
+def write_adapter(folder: Path, manifest: str, weights: dict[str, torch.Tensor]) -> None:
+    """Write configuration and weights, both or none (each written whole, then renamed).
+
+    Args:
+        folder: Where to; made if missing.
+        manifest: What ``beacon_config.json`` holds.
+        weights: Beacon weights by their full names, on the CPU.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(folder / CONFIG_FILE) as settings_file, whole(folder / WEIGHTS_FILE) as weights_file:
+        save_file(weights, weights_file, metadata={"format": "pt"})
+        settings_file.write_text(manifest)
+
+
+def collect_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The beacon weights, whole, on the CPU; those that accelerate has offloaded are brought in one by one."""
+    weights = {}
+    for name, parameter in beacon_parameters(model).items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with _present(module) if parameter.is_meta else nullcontext():
+            tensor = getattr(module, leaf).detach()
+            weights[name] = (tensor.full_tensor() if is_sharded(tensor) else tensor).to("cpu").contiguous()
+    return weights
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is spread over processes (DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _present(module: Any) -> AbstractContextManager[None]:
+    from accelerate.utils import align_module_device
+
+    present: AbstractContextManager[None] = align_module_device(module)
+    return present
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of ``path`` once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Refuse NaN and inf.
+
+    Raises:
+        ValueError: Names the weights.
+    """
+    bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise ValueError(f"weights must be finite, got NaN or inf in {some(bad)}; train or download again.")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
