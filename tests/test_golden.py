@@ -50,7 +50,9 @@ def _check_memory(model, cache, io) -> None:
     """Memory and open window after the prefill: sinks, beacons, then what is still raw."""
     rotary = model.beacon_rotary()
     state, stores = cache.states[0], cache.condensed_stores(rotary)
-    recorded = [layer for layer in range(len(stores)) if f"mem.raw_k.{layer}" in io]
+    recorded = [
+        layer for layer in range(len(stores)) if any(f"mem.{name}_k.{layer}" in io for name in ("beacon", "raw"))
+    ]
     assert recorded, "no memory was recorded"
     for layer in recorded:  # some cases have the last layer only
         store = stores[layer]
