@@ -156,9 +156,20 @@ class BeaconCache(Cache):
         """An independent cache that shares the tensors read so far (nothing is copied, nothing written in place)."""
         return self.select(range(len(self.states)))
 
-    def select(self, rows: Sequence[int]) -> BeaconCache:
-        """A cache of the given rows, in order; repeated rows share their tensors."""
-        rows = [int(row) for row in rows]
+    def select(self, rows: Sequence[int] | torch.Tensor) -> BeaconCache:
+        """A cache of the given rows, in order; repeated rows share their tensors.
+
+        Raises:
+            TypeError: Rows that are no ints.
+            ValueError: A row that is not there.
+        """
+        held = len(self.states)
+        rows = rows.tolist() if isinstance(rows, torch.Tensor) else list(rows)
+        if any(isinstance(row, bool) or not isinstance(row, int) for row in rows):
+            raise TypeError(f"rows must be ints, got {rows}; pass for example [0, 2].")
+        if not all(-held <= row < held for row in rows):
+            raise ValueError(f"rows must lie in [0, {held}), got {rows}; this cache holds {held} rows.")
+        rows = [row % held for row in rows]
         other = copy.copy(self)
         same = rows == list(range(len(self.states)))
         other.states = [self.states[row] for row in rows]
@@ -200,9 +211,15 @@ class BeaconCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens of every row, given as a negative number, inside the raw tail.
 
+        The hidden state of the token that is last then is not known any more: a label of the next call's first token
+        does not count.
+
         Raises:
+            TypeError: Not an int.
             ValueError: Positive number, padding among the last columns, or the tokens are condensed already.
         """
+        if isinstance(tokens_to_remove, bool) or not isinstance(tokens_to_remove, int):
+            raise TypeError(f"crop takes an int, got {tokens_to_remove!r}; pass for example -3.")
         if tokens_to_remove > 0:
             raise ValueError(
                 f"crop takes a negative number of tokens to remove, got {tokens_to_remove}; pass {-tokens_to_remove}."

@@ -45,7 +45,10 @@ def chunked_cross_entropy(
         return F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
 
     parts = []
-    for rows, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+    needed = [bool(count) for count in torch.stack([part.sum() for part in counted.split(CHUNK)]).tolist()]
+    for rows, wanted, need in zip(hidden.split(CHUNK), targets.split(CHUNK), needed, strict=True):
+        if not need:  # the head is the dearest part: a long prompt or padding goes without
+            continue
         if torch.is_grad_enabled() and rows.requires_grad:
             parts.append(checkpoint(part, rows, wanted, use_reentrant=False))
         else:
@@ -70,11 +73,12 @@ def check_labels(labels: Any, text: NewText, vocab_size: int) -> torch.Tensor:
         TypeError: They are no integer tensor.
         ValueError: Their shape or a value is wrong.
     """
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != 2:
+    wrong = not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype == torch.bool
+    if wrong or labels.ndim != 2:
+        what = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise TypeError(
-            "labels must be an integer tensor [batch, seqlen], got "
-            f"{tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__}; pass "
-            "labels=input_ids with -100 where nothing counts."
+            f"labels must be an integer tensor [batch, seqlen], got {what}; pass labels=input_ids with -100 where "
+            "nothing counts."
         )
     new = labels[:, text.skipped :] if labels.shape[1] != text.ids.shape[1] else labels
     if new.shape != text.ids.shape:

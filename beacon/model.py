@@ -65,9 +65,11 @@ class BeaconModel(BeaconGeneration):
             position_ids: Used by the stock attention on short texts, ignored otherwise (the plan gives positions).
             past_key_values: A :class:`BeaconCache`, an empty ``DynamicCache``, or None.
             inputs_embeds: Refused.
-            labels: Token ids ``[batch, seqlen]``, -100 not counted; gives the mean next-token loss.
+            labels: Token ids ``[batch, seqlen]``, -100 not counted; gives the mean next-token loss. The text ends with
+                them, so its last window has no beacons, unless ``use_cache`` says that it goes on.
             use_cache: Return a cache; default True without labels.
-            logits_to_keep: As in Hugging Face: 0 all (none with labels), n the last n columns, or column indices.
+            logits_to_keep: As in Hugging Face: 0 all (none with labels), n the last n columns, or column indices
+                ``[n]``.
             ratios: Ratio of every window (int), or one per window counted from the beginning of the text.
             expected_length: Length in tokens that the text will have, for the adaptive policy.
             keep_first: Tokens at the start that are kept as they are.
@@ -265,7 +267,7 @@ class BeaconModel(BeaconGeneration):
                     )
         else:
             span = Span(0 if keep_first is None else keep_first, keep_from).check(config)
-        known = cache.ratios if ratios is None else check_ratios(ratios, config.step, cache.states)
+        known = cache.ratios if ratios is None else check_ratios(ratios, config.step, cache.states, cache.ratios)
         if expected_length is not None and (isinstance(expected_length, bool) or not isinstance(expected_length, int)):
             raise TypeError(f"expected_length must be an int, got {expected_length!r}; pass a number of tokens.")
         trip = plan_call(
@@ -323,7 +325,21 @@ def _kept_columns(text: NewText, logits_to_keep: int | torch.Tensor, labels: Any
     """Columns whose logits are returned (int64), or None for none."""
     columns = text.ids.shape[1]
     if isinstance(logits_to_keep, torch.Tensor):
-        return torch.arange(columns)[logits_to_keep.cpu()]
+        if logits_to_keep.ndim != 1 or logits_to_keep.is_floating_point():
+            raise TypeError(
+                f"logits_to_keep must be an int or column indices [n], got a {logits_to_keep.dtype} tensor of shape "
+                f"{list(logits_to_keep.shape)}; pass for example torch.tensor([-1])."
+            )
+        try:
+            return torch.arange(columns)[logits_to_keep.cpu()]
+        except IndexError as err:
+            raise ValueError(
+                f"logits_to_keep must name columns below {columns}, got {logits_to_keep.tolist()}."
+            ) from err
+    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int):
+        raise TypeError(f"logits_to_keep must be an int or column indices [n], got {logits_to_keep!r}; pass 0 for all.")
+    if logits_to_keep < 0:
+        raise ValueError(f"logits_to_keep must not be negative, got {logits_to_keep}; pass {-logits_to_keep}.")
     if logits_to_keep == 0:
         return torch.arange(columns) if labels is None else None
     return torch.arange(max(columns - logits_to_keep, 0), columns)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beacon.config import BeaconConfig, check_ratio
+from beacon.plan import Ratios
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class RatioRequest:
         window: Number of the window in the row's text, from 0.
         length: Tokens of the row known by now, or the caller's ``expected_length``.
         memory: Entries in memory before this window.
-        ratios: Ratios of the row's earlier windows.
+        ratios: Ratios of the row's earlier windows, a sequence (``len``, index, iteration).
     """
 
     config: BeaconConfig
@@ -35,7 +36,7 @@ class RatioRequest:
     window: int
     length: int
     memory: int
-    ratios: tuple[int, ...]
+    ratios: Ratios
 
 
 def _draw(request: RatioRequest, *key: int) -> int:
@@ -122,6 +123,7 @@ def retrieval_ratios(
     high: int | None = None,
     top: int = 3,
     keep_first: int = 0,
+    expected_length: int | None = None,
 ) -> list[int]:
     """One ratio per window: ``low`` for the windows that a query points at, ``high`` for the rest.
 
@@ -135,9 +137,11 @@ def retrieval_ratios(
         high: Ratio of all others; None takes the largest listed.
         top: How many windows get ``low``.
         keep_first: Tokens before the first window, as in the call that reads the text.
+        expected_length: Length in tokens that the text will have with what is generated after it; further windows get
+            ``high``. None: nothing is.
 
     Returns:
-        A ratio for every window that the text begins, from the first; pass it as ``ratios``.
+        A ratio for every window that the text begins, from the first, and for those expected; pass it as ``ratios``.
 
     Raises:
         ValueError: Empty query, or a ratio that does not divide the stride.
@@ -155,7 +159,8 @@ def retrieval_ratios(
     scores = _bm25(counts, config.window)
     best = sorted((number for number, score in enumerate(scores) if score > 0), key=lambda number: -scores[number])
     chosen = set(best[:top])
-    return [low if number in chosen else high for number in range(len(counts))]
+    more = 0 if expected_length is None else max(-(-(expected_length - keep_first) // config.step) - len(counts), 0)
+    return [low if number in chosen else high for number in range(len(counts) + more)]
 
 
 def _bm25(counts: Sequence[Counter[int]], length: int, k1: float = 1.5) -> list[float]:

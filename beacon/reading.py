@@ -93,7 +93,7 @@ def plan_call(
                 if window >= len(ratios):
                     raise ValueError(
                         f"ratios must name every window of the text, got {len(ratios)} and row {row} needs one for "
-                        f"window {window}; pass a longer list or an int."
+                        f"window {window}; pass a longer list or an int (what is generated counts too)."
                     )
                 return ratios[window]
             request = RatioRequest(config, native_context, at.row, window, length, at.memory, at.ratios)
@@ -113,9 +113,10 @@ def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> 
     entries = config.step // ratio if ratio else config.step
     need = request.memory + entries + config.window
     warnings.warn(
-        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens (and reserve "
-        f"{config.reserve}) within the native context: memory {request.memory} + {entries} new entries + window "
-        f"{config.window} = {need} > {request.native_context}; quality may suffer, add a larger ratio.",
+        f"even the largest ratio {max(config.ratios)} does not keep {request.length} tokens within the native context: "
+        f"memory {request.memory} + {entries} new entries + window {config.window} = {need} > "
+        f"{request.native_context}; quality may suffer. Add a larger ratio, or say how long the text becomes "
+        "(expected_length, or reserve), so that earlier windows get larger ones.",
         stacklevel=6,
     )
 

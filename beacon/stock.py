@@ -7,19 +7,24 @@ from typing import Any
 import torch
 
 from beacon.cache import BeaconCache
-from beacon.families import is_longrope
+from beacon.families import is_longrope, uniform_sliding_window
 from beacon.reading import Itinerary, checkpoints
 from beacon.text import NewText
 
 
 def stock_serves(model: Any, cache: BeaconCache, trip: Itinerary, keep: bool) -> bool:
-    """Whether nothing is condensed yet and in this call: then the stock attention reads the text whole."""
+    """Whether nothing is condensed yet and in this call: then the stock attention reads the text whole.
+
+    Beyond the native context of a model with longrope it would switch its factors, and with a sliding window forget
+    keys that a later window may condense.
+    """
     if cache.stock is None or trip.condenses:
         return False
     if (keep or cache.columns.count) and checkpoints(model):
         return False  # checkpointed stock layers neither read nor write a cache
     longest = max((row[-1][1].tokens for row in trip.steps if row), default=0)
-    return not is_longrope(model.config) or longest <= model.beacon_wrapping.native_context
+    bounded = is_longrope(model.config) or uniform_sliding_window(model.config) is not None
+    return not bounded or longest <= model.beacon_wrapping.native_context
 
 
 def read_stock(
@@ -33,8 +38,9 @@ def read_stock(
     """Hand the call to the stock decoder stack. Returns ``[rows, columns, hidden]`` and the cache afterwards."""
     text, after = trip.text, cache.fork()
     positions = _stock_positions(cache, text, position_ids)
+    ids = text.ids if text.mask is None else text.ids.masked_fill(~text.mask.to(text.ids.device), 0)  # any id pads
     hidden = model.model(
-        input_ids=text.ids,
+        input_ids=ids,
         attention_mask=_stock_mask(cache, text, attention_mask),
         position_ids=positions,
         past_key_values=after.stock if keep or cache.columns.count else None,
@@ -50,10 +56,10 @@ def read_stock(
 
 
 def _stock_mask(cache: BeaconCache, text: NewText, given: torch.Tensor | None) -> torch.Tensor | None:
-    """The 2-D mask the stock model gets: the caller's, completed to all columns."""
-    columns = cache.columns.count + text.ids.shape[1]
-    if given is not None and given.shape[1] == columns:
-        return given
+    """The 2-D mask the stock model gets: the caller's, with what is known of the columns read before."""
+    past, new_columns = cache.columns.count, text.ids.shape[1]
+    if given is not None and given.shape[1] == past + new_columns and (past == 0 or new_columns == 1):
+        return given  # a decoded token must not synchronise
     _, known = cache.columns.read()
     if given is None and bool(known.all()):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 from beacon.cache import BeaconCache
 from beacon.config import check_ratio
 from beacon.plan import RowState
+
+logger = logging.getLogger(__name__)
+
+SHARED = 16  # tokens: the header of a chat turn is shorter than this, what two versions of one text share is longer
 
 
 @dataclass(frozen=True)
@@ -68,27 +73,33 @@ def check_ids(input_ids: Any) -> torch.Tensor:
             f"input_ids must hold at least one token, got shape {tuple(input_ids.shape)}; "
             "pass some text (with a cache: what is new)."
         )
-    return input_ids
+    return input_ids if input_ids.dtype in (torch.int32, torch.int64) else input_ids.long()
 
 
 def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: BeaconCache, vocab: int) -> NewText:
     """Find what is new in a call.
 
+    A mask over all columns so far says that ``input_ids`` are new. Else they are the whole text if they begin with all
+    that was read, and new if they share less than `SHARED` tokens with its beginning (and less than half of it).
+
     Args:
         input_ids: The whole text (its beginning is what the cache has read) or only what is new.
-        attention_mask: 1 for text, 0 for padding; over all columns so far or over ``input_ids``; None: no padding.
+        attention_mask: 1 for text, 0 for padding; over all columns so far or over ``input_ids``; None: no padding. Of
+            columns read before, padding stays padding. A decoded token on a GPU is text, whatever the mask says.
         cache: What has been read, with as many rows.
         vocab: Number of token ids the model knows.
 
     Raises:
-        ValueError: Mask of another shape, nothing new, a text that departs from the one read, a row without text, or
-            token ids out of range.
+        ValueError: Mask of another shape, or that hides text read before; nothing new; a text that departs from the
+            one read or is padded in another way; a row without text; token ids out of range.
     """
     columns = input_ids.shape[1]
     past = cache.columns.count
     mask = check_mask(attention_mask, input_ids, past)
-    only_new = past == 0 or columns == 1 or (mask is not None and mask.shape[1] == past + columns)
-    skipped = 0 if only_new else _known_prefix(input_ids, cache)
+    wide = mask is not None and mask.shape[1] == past + columns
+    skipped = 0 if past == 0 or columns == 1 or wide else _known_prefix(input_ids, mask, cache)
+    if mask is not None and past and columns > 1 and (wide or skipped):
+        _check_known(mask[:, :past], cache)
     ids = input_ids[:, skipped:]
     if mask is not None:
         synchronises = mask.device.type != "cpu"
@@ -130,17 +141,29 @@ def check_mask(mask: Any, input_ids: torch.Tensor, past: int) -> torch.Tensor | 
     return mask
 
 
-def _known_prefix(input_ids: torch.Tensor, cache: BeaconCache) -> int:
+def _check_known(given: torch.Tensor, cache: BeaconCache) -> None:
+    """Refuse a mask that takes back text which has been read."""
+    _, known = cache.columns.read()
+    hidden = known & ~given.bool().cpu()
+    if bool(hidden.any()):
+        row, column = (int(at) for at in hidden.nonzero()[0])
+        raise ValueError(
+            f"attention_mask must be 1 where text was read before, got 0 in row {row} at column {column} (generate "
+            "also reads the padding that it puts after an early end); read that row again without the cache."
+        )
+
+
+def _known_prefix(input_ids: torch.Tensor, mask: torch.Tensor | None, cache: BeaconCache) -> int:
     """How many leading columns of ``input_ids`` the cache has read: all of them or 0.
 
     Raises:
-        ValueError: Nothing new, or the text departs from the one read.
+        ValueError: Nothing new, or the text departs from the one read, or it is padded in another way.
     """
-    known, mask = cache.columns.read()
+    known, known_mask = cache.columns.read()
     ids = input_ids.to("cpu", torch.int32)
     past, columns = known.shape[1], ids.shape[1]
     width = min(past, columns)
-    same = (ids[:, :width] == known[:, :width]) | ~mask[:, :width]
+    same = (ids[:, :width] == known[:, :width]) | ~known_mask[:, :width]
     departs = [width if bool(row.all()) else int(row.long().argmin()) for row in same]
     first = min(departs)
     hint = (
@@ -154,17 +177,41 @@ def _known_prefix(input_ids: torch.Tensor, cache: BeaconCache) -> int:
             f"input_ids must bring something new, got {columns} columns that the cache has read already (it holds "
             f"{past}); pass what follows, or fork() a cache before you read on. {hint[0].upper()}{hint[1:]}."
         )
-    if first >= 2 and (columns > past or first >= columns // 2):
+    if first >= SHARED or (columns > past and 2 * first >= past):
         row = departs.index(first)
         raise ValueError(
             f"input_ids must begin with the text read before or hold only what is new, got row {row} that departs "
             f"from it at token {first} ({int(ids[row, first])} instead of {int(known[row, first])}); {hint}."
         )
+    if mask is not None and _padded_anew(ids, mask.bool().cpu(), known, known_mask):
+        raise ValueError(
+            "input_ids must keep the padding of the columns read before, got the same text padded in another way; pass "
+            f"only what is new, or {hint}."
+        )
+    if first >= 2:
+        logger.info("input_ids share their first %d tokens with the text read before and are read as new text", first)
     return 0
 
 
-def check_ratios(ratios: Any, stride: int, states: Sequence[RowState]) -> int | tuple[int, ...]:
+def _padded_anew(ids: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, known_mask: torch.Tensor) -> bool:
+    """Whether every row's text begins with the text read before, at other columns."""
+    if bool(mask.all()) and bool(known_mask.all()):
+        return False
+    for row, own in enumerate(mask):
+        text, before = ids[row][own], known[row][known_mask[row]]
+        if len(text) < len(before) or not torch.equal(text[: len(before)], before):
+            return False
+    return True
+
+
+def check_ratios(ratios: Any, stride: int, states: Sequence[RowState], known: Any = None) -> int | tuple[int, ...]:
     """Validate ratios given with a call against the stride and the windows condensed already.
+
+    Args:
+        ratios: What the caller gave.
+        stride: The configured stride.
+        states: Where the rows stand.
+        known: Ratios of the calls before: the same again need no second look (every decoded token brings them).
 
     Raises:
         TypeError: Not an int or a flat sequence of ints.
@@ -174,10 +221,11 @@ def check_ratios(ratios: Any, stride: int, states: Sequence[RowState]) -> int | 
         ratios = ratios.tolist()
     if isinstance(ratios, bool) or not isinstance(ratios, (int, list, tuple)):
         raise TypeError(f"ratios must be an int or a list with one int per window, got {_what(ratios)}.")
-    if isinstance(ratios, int):
-        check_ratio(ratios, stride)
-    else:
-        ratios = tuple(check_ratio(ratio, stride) for ratio in ratios)
+    ratios = ratios if isinstance(ratios, int) else tuple(ratios)
+    if known is not None and type(ratios) is type(known) and ratios == known:
+        return ratios
+    for ratio in (ratios,) if isinstance(ratios, int) else ratios:
+        check_ratio(ratio, stride)
     for row, state in enumerate(states):
         done = state.ratios if state.open_ratio is None else (*state.ratios, state.open_ratio)
         for window, used in enumerate(done):

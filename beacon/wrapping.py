@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from beacon.attention import check_path
 from beacon.config import BeaconConfig
-from beacon.families import Family, family_of, is_longrope, trained_context
+from beacon.families import Family, family_of, is_longrope, trained_context, uniform_sliding_window
 from beacon.identity import Wrapping
 from beacon.model import BeaconModel
 from beacon.modules import BeaconAttention, LastLayer, split_qkv
@@ -36,25 +37,30 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
         The same object, still an instance of its Hugging Face class.
 
     Raises:
+        ImportError: ``attention_path`` needs a package that is not installed.
         NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model; a sharded model, or one
-            whose ``forward`` has been replaced.
+            whose ``forward`` has been replaced; an ``attention_path`` that is not built yet.
         TypeError: Not a causal LM, or config of another type.
-        ValueError: Wrapped already, a window beyond the native context, a ``native_context`` beyond what longrope's
-            short factors serve, NaN or inf in the weights.
+        ValueError: Wrapped already, a window beyond the native context, a ``native_context`` beyond a sliding
+            window or what longrope's short factors serve, NaN or inf in the weights.
     """
     config = BeaconConfig() if config is None else config
     if not isinstance(config, BeaconConfig):
         raise TypeError(
             f"config must be a BeaconConfig, got {type(config).__name__}; build one with BeaconConfig(...)."
         )
+    check_path(config.attention_path)
     family = _check_model(hf_model)
     trained = trained_context(hf_model.config)
     native = config.native_context or trained
-    if native > trained and is_longrope(hf_model.config):
-        raise ValueError(
-            f"native_context must not exceed {trained} with longrope (its factors are fixed to the short ones), got "
-            f"{native}; lower it or leave it out."
+    sliding = uniform_sliding_window(hf_model.config)
+    if native > trained and (is_longrope(hf_model.config) or (sliding is not None and native > sliding)):
+        why = (
+            "with a sliding window"
+            if sliding is not None
+            else "with longrope, whose factors are fixed to the short ones"
         )
+        raise ValueError(f"native_context must not exceed {trained} {why}, got {native}; lower it or leave it out.")
     if config.window > native:
         raise ValueError(
             f"window must fit the native context, got window={config.window} and native context {native} of "

@@ -162,6 +162,11 @@ def test_calls(ids: Any, call: dict[str, Any], error: type[Exception], message: 
         ),
         ({"labels": IDS[0]}, TypeError, r"labels must be an integer tensor \[batch, seqlen\], got \(30,\)"),
         ({"labels": IDS.float()}, TypeError, "labels must be an integer tensor"),
+        ({"labels": IDS > 5}, TypeError, r"labels must be an integer tensor .* of torch\.bool"),
+        ({"logits_to_keep": -1}, ValueError, "logits_to_keep must not be negative, got -1; pass 1"),
+        ({"logits_to_keep": "all"}, TypeError, "logits_to_keep must be an int or column indices"),
+        ({"logits_to_keep": torch.tensor(3)}, TypeError, "got a torch.int64 tensor of shape"),
+        ({"logits_to_keep": torch.tensor([30])}, ValueError, "logits_to_keep must name columns below 30"),
         ({"labels": IDS + 90}, ValueError, r"labels must be -100 or lie in \[0, 96\), got 95 to \d+; use"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -230,3 +235,10 @@ def test_wrap_checks_the_native_context_and_wraps_once() -> None:
     beacon.wrap(model, fixed())
     with pytest.raises(ValueError, match=r"wrapped already; call beacon\.unwrap"):
         beacon.wrap(model, fixed())
+
+
+def test_wrap_refuses_what_could_fail_only_in_the_middle_of_a_text() -> None:
+    with pytest.raises(NotImplementedError, match="attention_path='triton' is not built yet"):
+        beacon.wrap(tiny_model(), fixed(attention_path="triton"))
+    with pytest.raises(ValueError, match="native_context must not exceed 128 with a sliding window, got 256"):
+        beacon.wrap(tiny_model("mistral-sliding"), fixed(native_context=256))

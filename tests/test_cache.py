@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.readers import close, fixed, wrapped
+from tests.readers import close, fixed, pad, wrapped
 from tests.tiny_models import random_ids
 
 CONFIGS = {
@@ -163,6 +163,64 @@ def test_a_text_that_departs_is_named(model: Any) -> None:
     assert cache.get_seq_length() == 30
     again = torch.ones(1, 60)  # over all columns: the same words once more
     assert model.compress(ids[:, :30], again, cache).get_seq_length() == 60
+
+
+def test_a_turn_that_begins_as_the_text_did_is_new(model: Any) -> None:
+    """The header of a chat turn recurs; a common history is longer."""
+    cache = model.compress(random_ids(1, 30))
+    known = random_ids(1, 30)
+    for shared, new in ((3, 9), (5, 6), (6, 60), (14, 20)):
+        turn = torch.cat([known[:, :shared], (known[:, shared : shared + 1] + 1 - 4) % 90 + 4], dim=1)
+        turn = torch.cat([turn, random_ids(1, new, seed=shared)], dim=1)
+        read = model.compress(turn, past_key_values=cache.fork())
+        assert read.get_seq_length() == 30 + turn.shape[1]
+    stripped = torch.cat([known[:, :20], (known[:, 20:21] + 1 - 4) % 90 + 4], dim=1)
+    with pytest.raises(ValueError, match="departs from it at token 20"):
+        model.compress(stripped, past_key_values=cache)
+
+
+def test_a_text_padded_in_another_way_is_refused(model: Any) -> None:
+    texts = [random_ids(1, n, seed=n)[0] for n in (20, 13)]
+    ids, mask = pad(texts)
+    cache = model.compress(ids, mask)
+    longer = [torch.cat([text, random_ids(1, n, seed=50 + n)[0]]) for text, n in zip(texts, (3, 14), strict=True)]
+    ids, mask = pad(longer)
+    with pytest.raises(ValueError, match="padded in another way"):
+        model.compress(ids, mask, cache)
+    assert cache.get_seq_length() == 20
+
+
+@pytest.mark.parametrize("length", [6, 40])
+def test_masks_agree_with_what_was_read(model: Any, length: int) -> None:
+    """Before anything is condensed and after."""
+    texts = [random_ids(1, n, seed=n)[0] for n in (length, length - 3)]
+    ids, mask = pad(texts)
+    new, ones = random_ids(2, 5, seed=9), torch.ones(2, 5, dtype=torch.long)
+    cache = model.compress(ids, mask)
+    expected = model(new, past_key_values=cache.fork(), attention_mask=torch.cat([mask, ones], dim=1)).logits
+    everything = torch.ones(2, length + 5, dtype=torch.long)  # padding read before stays padding
+    assert torch.equal(model(new, past_key_values=cache.fork(), attention_mask=everything).logits, expected)
+    everything[1, 4] = 0
+    with pytest.raises(ValueError, match="got 0 in row 1 at column 4"):
+        model(new, past_key_values=cache, attention_mask=everything)
+
+
+def test_ids_under_the_padding_do_not_matter(model: Any) -> None:
+    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (7, 4)])
+    odd = ids.masked_fill(mask == 0, 96)  # a pad token beyond the embedding
+    assert torch.equal(model(odd, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+    assert torch.equal(model(ids.to(torch.int16), attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+
+
+def test_rows_that_are_not_there_are_named(model: Any) -> None:
+    cache = model.compress(random_ids(2, 20))
+    with pytest.raises(ValueError, match=r"rows must lie in \[0, 2\), got \[5\]"):
+        cache.select([5])
+    with pytest.raises(TypeError, match="rows must be ints"):
+        cache.select([False, True])
+    with pytest.raises(TypeError, match="crop takes an int"):
+        cache.crop(None)
+    assert [state.tokens for state in cache.select(torch.tensor([1, -1])).states] == [20, 20]
 
 
 def test_what_was_said_once_is_remembered() -> None:

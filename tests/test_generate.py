@@ -176,6 +176,61 @@ def test_what_generate_refuses(model: Any) -> None:
         model.generate(one, cache_implementation="static", disable_compile=True, **GREEDY)
 
 
+def test_rows_without_new_text_at_their_end_are_refused(model: Any) -> None:
+    """Hugging Face infers a mask from pad tokens only after our check, and none beside a cache."""
+    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (12, 9)], "right")
+    settings = {**GREEDY, "eos_token_id": 2}
+    with pytest.raises(ValueError, match="needs left padding and new text in every row"):
+        model.generate(ids.masked_fill(mask == 0, 0), **settings)
+    cache = model.compress(random_ids(2, 20, seed=5))
+    with pytest.raises(ValueError, match="needs left padding and new text in every row"):
+        model.generate(ids[:, :3], attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]), past_key_values=cache, **GREEDY)
+    turns, mask = pad([random_ids(1, n, seed=n)[0] for n in (6, 3)])
+    given = model.generate(turns, attention_mask=mask, past_key_values=cache.fork(), **settings)
+    inferred = model.generate(turns.masked_fill(mask == 0, 0), past_key_values=cache.fork(), **settings)
+    assert torch.equal(given[:, 6:], inferred[:, 6:])
+
+
+def test_an_interrupt_or_no_cache_leaves_the_cache_as_it_was(model: Any) -> None:
+    class Stop(BaseStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            if value.numel() == 1:
+                raise KeyboardInterrupt
+
+        def end(self) -> None:
+            pass
+
+    ids = random_ids(1, 36)
+    for read in (30, 0):
+        cache = model.compress(ids[:, :30]) if read else beacon.BeaconCache(*_identity(model), 1)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(ids, past_key_values=cache, streamer=Stop(), **GREEDY)
+        assert (cache.batch_size, cache.get_seq_length()) == (1, read)
+    cache = model.compress(ids[:, :30])
+    model.generate(ids, past_key_values=cache, use_cache=False, num_beams=3, **GREEDY)
+    assert (cache.batch_size, cache.get_seq_length()) == (1, 30)
+
+
+def _identity(model: Any) -> tuple[Any, str]:
+    return model.beacon_config, model.beacon_wrapping.owner
+
+
+def test_beams_may_be_set_on_the_model() -> None:
+    model, ids = wrapped(fixed(8, 2)), random_ids(2, 33)
+    cache = model.compress(ids[:, :30])
+    expected = model.generate(ids, past_key_values=cache.fork(), num_beams=3, **GREEDY)
+    model.generation_config.num_beams = 3
+    config = GenerationConfig(**GREEDY)
+    assert torch.equal(model.generate(ids, past_key_values=cache, generation_config=config), expected)
+
+
+def test_retrieval_ratios_reach_what_is_generated() -> None:
+    model, ids = wrapped(fixed(8, 2, ratio_policy="retrieval")), random_ids(1, 30)
+    ratios = beacon.retrieval_ratios(ids, ids[0, 3:5], model.beacon_config, high=4, expected_length=30 + 12)
+    assert len(ratios) == 6 and ratios[0] == 2 and ratios[-1] == 4
+    assert model.generate(ids, ratios=ratios, **GREEDY)[0].tolist() == greedy(model, ids, 12, ratios=ratios)
+
+
 def test_foreign_caches_are_refused_and_an_empty_dynamic_one_is_replaced(model: Any) -> None:
     ids = random_ids(1, 12)
     out = model(ids, past_key_values=DynamicCache())

@@ -82,3 +82,14 @@ def test_no_logits_of_the_whole_text_are_held() -> None:
     ids = random_ids(1, 3000)
     model(ids, labels=ids).loss.backward()
     assert max(rows) <= loss_module.CHUNK and sum(rows) == 2 * 3000
+
+
+def test_a_prompt_without_labels_costs_no_head() -> None:
+    model, rows = wrapped(fixed(8, 2)), []
+    model.lm_head.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    ids = random_ids(1, 3000)
+    labels = ids.clone()
+    labels[:, :2900] = -100
+    with torch.no_grad():
+        model(ids, labels=labels)
+    assert sum(rows) == 3000 - 2 * loss_module.CHUNK

@@ -25,7 +25,7 @@ from beacon.attention.inputs import AttentionInputs, AttentionPath, Outputs
 from beacon.config import ATTENTION_PATHS
 from beacon.plan import Plan
 
-__all__ = ["AttentionInputs", "AttentionPath", "Outputs", "choose_path", "load_path"]
+__all__ = ["AttentionInputs", "AttentionPath", "Outputs", "check_path", "choose_path", "load_path"]
 
 # Up to one block of queries (decoding above all) flex would compute one row of blocks: sdpa needs no block mask.
 FLEX_QUERIES = 129
@@ -49,19 +49,35 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
         NotImplementedError: The named path cannot compute this plan here or is not built yet.
         ValueError: There is no path of that name.
     """
-    if requested not in ATTENTION_PATHS:
-        raise ValueError(f"attention_path must be one of {', '.join(ATTENTION_PATHS)}, got {requested!r}.")
+    check_path(requested)
     if requested == "auto":
         chosen = "flex" if _flex_serves(plan, device, dtype, head_dim) else "sdpa"
         _announce(chosen, device.type)
         return chosen
     if requested == "flash":
         _check_flash(plan, device)
+    return requested
+
+
+def check_path(requested: str) -> None:
+    """Refuse the name of a path that can serve nowhere here.
+
+    Raises:
+        ImportError: It needs a package that is not installed.
+        NotImplementedError: It is not built yet.
+        ValueError: There is no path of that name.
+    """
+    if requested not in ATTENTION_PATHS:
+        raise ValueError(f"attention_path must be one of {', '.join(ATTENTION_PATHS)}, got {requested!r}.")
     if requested == "triton":
         raise NotImplementedError(
             "attention_path='triton' is not built yet; use attention_path='auto', 'sdpa' or (on a GPU) 'flex'."
         )
-    return requested
+    if requested == "flash" and importlib.util.find_spec("flash_attn") is None:
+        raise ImportError(
+            "attention_path='flash' needs the flash-attn package, which is not installed; "
+            "pip install 'activation-beacon[flash]' or use attention_path='auto'."
+        )
 
 
 @cache
@@ -82,11 +98,6 @@ def _flex_serves(plan: Plan, device: torch.device, dtype: torch.dtype, head_dim:
 
 
 def _check_flash(plan: Plan, device: torch.device) -> None:
-    if importlib.util.find_spec("flash_attn") is None:
-        raise ImportError(
-            "attention_path='flash' needs the flash-attn package, which is not installed; "
-            "pip install 'activation-beacon[flash]' or use attention_path='auto'."
-        )
     if device.type != "cuda":
         raise NotImplementedError(
             f"attention_path='flash' needs a CUDA device, got {device.type!r}; move the model to a GPU or use "

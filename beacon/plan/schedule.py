@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from beacon.config import BeaconConfig
@@ -49,6 +49,48 @@ class Span:
         return self
 
 
+BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Ratios:
+    """The ratios of a row's windows; equal to a tuple of the same, and cheap to lengthen by one (which copies a tuple).
+
+    Args:
+        blocks: Full blocks of `BLOCK` ratios.
+        tail: The rest.
+    """
+
+    blocks: tuple[tuple[int, ...], ...] = ()
+    tail: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (Ratios, tuple, list)) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __len__(self) -> int:
+        return len(self.blocks) * BLOCK + len(self.tail)
+
+    def __iter__(self) -> Iterator[int]:
+        for block in self.blocks:
+            yield from block
+        yield from self.tail
+
+    def __getitem__(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        block, place = divmod(index % len(self), BLOCK)
+        return (self.blocks[block] if block < len(self.blocks) else self.tail)[place]
+
+    def then(self, ratio: int) -> Ratios:
+        """The same and one more."""
+        if len(self.tail) == BLOCK - 1:
+            return Ratios((*self.blocks, (*self.tail, ratio)))
+        return Ratios(self.blocks, (*self.tail, ratio))
+
+
 @dataclass(frozen=True)
 class RowState:
     """Where one row of a batch stands between two calls. Immutable: reading returns a new one.
@@ -74,7 +116,7 @@ class RowState:
     open_start: int = 0
     open_beacons: int = 0
     open_ratio: int | None = None
-    ratios: tuple[int, ...] = ()
+    ratios: Ratios = Ratios()
     committed_at: int = 0
 
     @property
@@ -212,6 +254,6 @@ def _step(
         open_start=state.open_start + stride,
         open_beacons=0,
         open_ratio=None,
-        ratios=state.ratios if head else (*state.ratios, ratio),
+        ratios=state.ratios if head else state.ratios.then(ratio),
         committed_at=state.tokens + take,
     )

@@ -36,9 +36,9 @@ class Phase:
 
 LESSON = 0.09  # share of the time before any reading
 PHASES = (
-    Phase(0.40, (2, 4, 8, 8, 8), 0.3, 0.5, 0.15, 0.5),
-    Phase(0.75, (2, 4, 8, 8, 8, 16), 0.5, 0.5, 0.15, 1.0),
-    Phase(1.00, (2, 4, 8, 8, 8, 16, 32), 0.6, 0.4, 0.15, 1.0),
+    Phase(0.37, (2, 4, 8, 8, 8), 0.3, 0.5, 0.15, 0.5),
+    Phase(0.54, (2, 4, 8, 8, 8, 16), 0.5, 0.5, 0.15, 1.0),
+    Phase(1.00, (2, 4, 8, 8, 8, 8, 16, 32), 0.75, 0.5, 0.15, 1.0),
 )
 
 
@@ -64,17 +64,17 @@ class Batch:
 def draw_ratios(rng: np.random.Generator, choice: tuple[int, ...], seqlen: int) -> list[int]:
     """One ratio per window: the same for all (mostly), or a new draw for each.
 
-    In most long texts some windows get ratio 1 or 2, until the memory holds up to as many entries as the native
-    context: 8 windows at ratio 8 leave 112, a text of 4,096 tokens 496, among which a beacon must not be lost.
+    In most long texts some windows get ratio 1, until the memory holds up to as many entries as a text of 4,096 tokens
+    leaves at ratio 8 (496; 1,024 tokens leave 116), among which a beacon must not be lost.
     """
     windows = (seqlen - WINDOW) // STRIDE + 1
     ratios = np.full(windows, rng.choice(choice)) if rng.random() < 0.6 else rng.choice(choice, windows)
-    if seqlen > NATIVE_CONTEXT and rng.random() < 0.6:
-        wanted = rng.integers(100, NATIVE_CONTEXT + 1)
+    if seqlen > NATIVE_CONTEXT and rng.random() < 0.75:
+        wanted = rng.integers(NATIVE_CONTEXT // 2, NATIVE_CONTEXT + WINDOW // 4)
         for window in rng.permutation(windows):
             if (STRIDE // ratios).sum() >= wanted:
                 break
-            ratios[window] = rng.choice((1, 2))
+            ratios[window] = 1
     return [int(ratio) for ratio in ratios]
 
 
