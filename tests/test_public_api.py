@@ -26,7 +26,9 @@ SIGNATURES = {
     "disabled": "(model)",
     "load_adapter": "(hf_model, folder_or_hub_id, **overrides)",
     "load_reference": "(model, path)",
-    "retrieval_ratios": "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0)",
+    "retrieval_ratios": (
+        "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0, expected_length=None)"
+    ),
     "save_adapter": "(model, folder)",
     "unwrap": "(model)",
     "wrap": "(hf_model, config=None)",
@@ -71,6 +73,11 @@ def test_public_names():
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
     assert signature(name) == SIGNATURES[name]
+
+
+def test_unknown_names_are_attribute_errors():
+    assert not hasattr(beacon, "nothing_of_that_name")
+    assert {"wrap", "BeaconConfig"} <= set(dir(beacon))
 
 
 def test_every_public_function_has_a_snapshot_and_a_docstring():
