@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import QuantizedCache
 from transformers.generation.streamers import BaseStreamer
@@ -135,7 +136,11 @@ def test_streamer_and_chunked_prefill(model: Any) -> None:
     for size in (1, 7, 64):
         assert model.generate(ids, prefill_chunk_size=size, **GREEDY)[0].tolist() == expected
     cache = model.compress(ids[:, :20])
-    assert model.generate(ids, past_key_values=cache, prefill_chunk_size=7, **GREEDY)[0].tolist() == expected
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23):  # 5.17 feeds what the cache holds again
+        assert model.generate(ids, past_key_values=cache, prefill_chunk_size=7, **GREEDY)[0].tolist() == expected
+    else:
+        with pytest.raises(ValueError, match="must bring something new"):
+            model.generate(ids, past_key_values=cache, prefill_chunk_size=7, **GREEDY)
 
 
 def test_ratios_and_spans_go_through() -> None:
