@@ -1,0 +1,6 @@
+"""Attention of queries that each see one contiguous run of up to four stores of keys and values."""
+
+from beacon_kernels.beacon_attention.api import beacon_attention
+from beacon_kernels.beacon_attention.schedule import Schedule, build_schedule
+
+__all__ = ["Schedule", "beacon_attention", "build_schedule"]

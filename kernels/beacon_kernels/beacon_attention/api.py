@@ -1,0 +1,69 @@
+"""The public function: checks, then the named implementation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from beacon_kernels.beacon_attention.reference import reference
+from beacon_kernels.beacon_attention.schedule import Schedule
+from beacon_kernels.beacon_attention.validation import check
+from beacon_kernels.tiles import tile_for
+
+IMPLEMENTATIONS = ("triton", "reference")
+
+
+def beacon_attention(
+    q: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    schedule: Schedule,
+    *,
+    softmax_scale: float | None = None,
+    impl: str = "triton",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to one contiguous run of every store per query.
+
+    Args:
+        q: ``[n, heads, head_dim]``, float32, float16 or bfloat16; any strides but in head_dim.
+        keys: Up to four stores ``[m, kv_heads, head_dim]``, for example committed memory, what this pass commits, raw
+            tokens of the windows, beacons of the windows.
+        values: Likewise.
+        schedule: Who sees what, from :func:`build_schedule`, on the device of q.
+        softmax_scale: Factor of the logits; None for ``head_dim ** -0.5``.
+        impl: ``triton`` or ``reference`` (one dense mask); an explicit choice never falls back.
+
+    Returns:
+        ``out [n, heads, head_dim]`` and ``lse [heads, n]`` (natural logarithm, float32). A query that sees nothing gets
+        0 and minus infinity.
+
+    Raises:
+        NotImplementedError: Gradients through ``triton`` (the backward kernel is not built yet).
+        ValueError: Arguments that do not fit each other, no tile for this head_dim or GPU, or CPU tensors for compiled
+            kernels.
+
+    Source: arXiv 2401.03462, section 3.2; the runs are the plan's.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
+    check(q, keys, values, schedule)
+    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    if impl == "reference":
+        return reference(q, keys, values, schedule.runs[: len(keys)].long(), scale)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, *keys, *values)):
+        raise NotImplementedError("impl='triton' has no backward kernel yet; use impl='reference', or torch.no_grad().")
+    if q.is_cuda:
+        major, minor = torch.cuda.get_device_capability(q.device)
+        tile_for("forward", q.shape[2], q.element_size(), 10 * major + minor)  # refuses what it has no tile for
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"impl='triton' needs CUDA tensors, got {q.device}; use impl='reference', or set TRITON_INTERPRET=1 before "
+            "Triton is imported to run it in the interpreter."
+        )
+    elif q.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
+    from beacon_kernels.beacon_attention.forward import forward
+
+    return forward(q, list(keys), list(values), schedule, scale)

@@ -1,0 +1,114 @@
+"""Compile kernels ahead of time for GPUs that are not here, and read what they cost on the chip.
+
+Not in a process that has TRITON_INTERPRET set: the compiler needs Triton's own functions.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beacon_kernels.tiles import tile_for
+
+ITEMSIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block may use
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a kernel takes on a chip.
+
+    Args:
+        kernel: Its name.
+        head_dim: Channels per head.
+        dtype: ``fp16``, ``bf16`` or ``fp32``.
+        capability: 80 or 90.
+        registers: Per thread.
+        spilled: Bytes of stack and local memory per thread.
+        shared: Bytes of shared memory per block.
+        tensor_cores: Instructions that use them (``mma.sync`` or ``wgmma``).
+    """
+
+    kernel: str
+    head_dim: int
+    dtype: str
+    capability: int
+    registers: int
+    spilled: int
+    shared: int
+    tensor_cores: int
+
+
+def compile_forward(head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1) -> Compiled:
+    """Compile the forward kernel with its tile from the table.
+
+    Args:
+        head_dim: Channels per head.
+        dtype: ``fp16``, ``bf16`` or ``fp32``.
+        capability: 80 or 90.
+        group: Heads per kv_head.
+        packed: Heads that share a tile.
+    """
+    import triton
+
+    from beacon_kernels.beacon_attention.forward import forward_kernel
+
+    tile = tile_for("forward", head_dim, ITEMSIZES[dtype], capability)
+    constants = {
+        "GROUP": group,
+        "PACKED": packed,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+    }
+    pointers = {"runs_ptr": "*i32", "tiles_ptr": "*i32", "lse_ptr": "*fp32"}
+    signature: dict[str, str] = {}
+    for parameter in forward_kernel.params:
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = pointers.get(name, f"*{dtype}")
+        else:
+            signature[name] = "fp32" if name == "scale_log2" else "i32"
+    return _compile(forward_kernel, signature, constants, tile, ("forward", head_dim, dtype, capability))
+
+
+def _compile(kernel: Any, signature: dict[str, str], constants: dict[str, int], tile: Any, key: Any) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    aligned = [["tt.divisibility", 16]]
+    names = list(signature)
+    divisible = {(i,): aligned for i, n in enumerate(names) if n.endswith("_ptr") or n.startswith("stride_")}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, divisible)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", key[3], 32), options=options)
+    registers, stack, local = _resources(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    cores = ptx.count("mma.sync") + ptx.count("wgmma.mma_async")
+    shared: int = compiled.metadata.shared
+    return Compiled(key[0], key[1], key[2], key[3], registers, stack + local, shared, cores)
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack and local memory per thread, as the bundled cuobjdump reports them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {report[:200]}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack, local

@@ -1,0 +1,67 @@
+"""Tile sizes by (kernel, architecture, head_dim, bytes per element): a table, no tuning in the call path.
+
+No GPU has measured these yet: they are first guesses, compiled for both chips by `tests/kernels/test_aot.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAD_DIMS = (64, 96, 128, 256)
+ARCHITECTURES = (80, 90)  # Ampere (A100, A800), Hopper (H100, H200)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one kernel's tiles.
+
+    Args:
+        block_m: Queries (times packed heads) of a tile.
+        block_n: Keys of a tile.
+        num_warps: Warps per program.
+        num_stages: Depth of software pipelining.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (head_dim, bytes per element): Ampere, Hopper
+_FORWARD = {
+    (64, 2): (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
+    (96, 2): (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3)),
+    (128, 2): (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3)),
+    (256, 2): (Tile(64, 32, 8, 2), Tile(64, 64, 8, 2)),
+    (64, 4): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+    (96, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (128, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+TABLES = {"forward": _FORWARD}
+
+
+def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int) -> Tile:
+    """The table's entry.
+
+    Args:
+        kernel: ``forward``.
+        head_dim: Channels per head.
+        itemsize: Bytes per element of q, k and v.
+        capability: Compute capability as in 80, 86, 90.
+
+    Raises:
+        ValueError: No tile for this head_dim or element size, or a GPU older than Ampere.
+    """
+    if (head_dim, itemsize) not in TABLES[kernel]:
+        raise ValueError(
+            f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))} in float16, bfloat16 or float32, got "
+            f"head_dim={head_dim} with {itemsize} bytes per element; use another attention path."
+        )
+    if capability < 80:
+        raise ValueError(
+            f"the kernels need compute capability 8.0 or more, got {capability / 10}; use another attention path."
+        )
+    ampere, hopper = TABLES[kernel][head_dim, itemsize]
+    return hopper if capability >= 90 else ampere

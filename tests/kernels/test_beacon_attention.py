@@ -1,0 +1,190 @@
+"""The forward kernel in Triton's interpreter, and what is refused before a launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from beacon.plan import Plan, Queries
+from beacon_kernels.beacon_attention import Schedule, beacon_attention, build_schedule
+from beacon_kernels.tiles import Tile, tile_for
+from tests.attention.plans import CASES, Case
+
+SMALL = Tile(16, 16, 4, 1)
+INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Queries, stores and who sees what; tensors in float64."""
+
+    q: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    runs: torch.Tensor
+    starts: list[int]
+
+    def schedule(self, packed: int = 1, tile: Tile = SMALL) -> Schedule:
+        return build_schedule(self.runs, [len(k) for k in self.keys], self.starts, tile=tile, packed=packed)
+
+    def to(self, dtype: torch.dtype) -> Call:
+        stores = ([tensor.to(dtype) for tensor in store] for store in (self.keys, self.values))
+        return Call(self.q.to(dtype), *stores, self.runs, self.starts)
+
+
+def draw(
+    runs: torch.Tensor, sizes: list[int], starts: list[int], heads: int = 4, kv_heads: int = 2, dim: int = 16
+) -> Call:
+    generator = torch.Generator().manual_seed(runs.shape[-1])
+
+    def one(count: int, width: int) -> torch.Tensor:
+        return torch.randn(count, width, dim, generator=generator, dtype=torch.float64)
+
+    q = one(runs.shape[-1], heads)
+    return Call(q, [one(size, kv_heads) for size in sizes], [one(size, kv_heads) for size in sizes], runs, starts)
+
+
+def calls(case: Case) -> list[Call]:
+    """Both lists of every plan of a case; of each row's memory two thirds were committed before this pass."""
+    found = []
+    for plan, memory in case.plans():
+        old = [size * 2 // 3 for size in memory]
+        for queries, which in ((plan.raw, "raw_queries"), (plan.beacon, "beacon_queries")):
+            if len(queries):
+                found.append(_call(plan, queries, which, old, [m - o for m, o in zip(memory, old, strict=True)]))
+    return found
+
+
+def _call(plan: Plan, queries: Queries, which: str, old: list[int], new: list[int]) -> Call:
+    old_at, new_at = (torch.tensor([0, *sizes]).cumsum(0)[:-1][queries.row] for sizes in (old, new))
+    in_old = torch.minimum(queries.memory, torch.tensor(old)[queries.row])
+    runs = torch.stack(
+        [
+            torch.stack([old_at, old_at + in_old]),
+            torch.stack([new_at, new_at + queries.memory - in_old]),
+            torch.stack([queries.raw_lo, queries.raw_hi]),
+            torch.stack([queries.beacon_lo, queries.beacon_hi]),
+        ]
+    )
+    starts = [
+        getattr(block, which).start for block in plan.blocks if getattr(block, which).stop > getattr(block, which).start
+    ]
+    return draw(runs, [sum(old), sum(new), len(plan.raw_slots), len(plan.beacon_slots)], starts)
+
+
+def compare(call: Call, dtype: torch.dtype, packed: int = 1) -> None:
+    """At most twice the error of the same-dtype reference, measured in float64."""
+    mine, schedule = call.to(dtype), call.schedule(packed)
+    exact, exact_lse = beacon_attention_fp64(call, schedule)
+    with torch.no_grad():
+        out, lse = beacon_attention(mine.q, mine.keys, mine.values, schedule)
+        theirs, their_lse = beacon_attention(mine.q, mine.keys, mine.values, schedule, impl="reference")
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    rounding = 8 * torch.finfo(dtype).eps
+    for ours, reference, truth in ((out, theirs, exact), (lse, their_lse, exact_lse)):
+        seen = truth.isfinite()
+        assert torch.equal(ours.isfinite(), seen)
+        error = (ours.double() - truth)[seen].abs().max() if seen.any() else 0
+        allowed = (reference.double() - truth)[seen].abs().max() if seen.any() else 0
+        assert error <= 2 * allowed + rounding
+
+
+def beacon_attention_fp64(call: Call, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
+    from beacon_kernels.beacon_attention.reference import reference
+
+    return reference(call.q, call.keys, call.values, schedule.runs[: len(call.keys)].long(), call.q.shape[2] ** -0.5)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plans_of_every_kind(case: Case) -> None:
+    for number, call in enumerate(calls(case)):
+        compare(call, (torch.float32, torch.float16)[number % 2], packed=1 + number % 2)
+
+
+@INTERPRETED
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_runs(data: st.DataObject) -> None:
+    """Whatever each query sees, nothing included."""
+    count = data.draw(st.integers(1, 40))
+    sizes = data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=4))
+    ends = [
+        [data.draw(st.lists(st.integers(0, size), min_size=count, max_size=count)) for _ in range(2)] for size in sizes
+    ]
+    starts = sorted({0, *data.draw(st.lists(st.integers(0, count - 1), max_size=3))})
+    compare(draw(torch.tensor(ends), sizes, starts), torch.float32, packed=data.draw(st.sampled_from([1, 2])))
+
+
+@INTERPRETED
+@pytest.mark.parametrize("dim", [64, 96])
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 1)])
+def test_head_dims_and_groups(dim: int, heads: int, kv_heads: int) -> None:
+    runs = torch.tensor([[[0] * 21, [33] * 21], [list(range(21)), list(range(2, 23))]])
+    compare(draw(runs, [33, 23], [0, 9], heads, kv_heads, dim), torch.float32, packed=heads // kv_heads)
+
+
+@INTERPRETED
+def test_sliced_tensors_need_no_copy() -> None:
+    call = draw(torch.tensor([[[0] * 9, list(range(1, 10))]]), [9], [0]).to(torch.float32)
+    wide = [torch.cat([t, t], dim=1)[:, : t.shape[1]] for t in (call.q, call.keys[0], call.values[0])]
+    assert not wide[0].is_contiguous()
+    with torch.no_grad():
+        expected = beacon_attention(call.q, call.keys, call.values, call.schedule())
+        found = beacon_attention(wide[0], [wide[1]], [wide[2]], call.schedule())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_tiles_cover_every_query_once_and_costly_ones_come_first() -> None:
+    for case in CASES:
+        for call in calls(case):
+            tiles = call.schedule(packed=2).tiles.long()
+            covered = torch.cat([torch.arange(int(first), int(end)) for first, end in tiles[:, :2]])
+            assert torch.equal(covered.sort().values, torch.arange(len(call.q)))
+            lo, mid, hi = tiles[:, 2::3], tiles[:, 3::3], tiles[:, 4::3]
+            assert bool(((lo <= mid) & (mid <= hi) & ((mid - lo) % SMALL.block_n == 0)).all())
+            cost = -(-(hi - lo) // SMALL.block_n)
+            assert bool((cost.sum(1).diff() <= 0).all())
+
+
+def test_what_is_refused() -> None:
+    call = draw(torch.tensor([[[0] * 4, [5] * 4]]), [5], [0]).to(torch.float32)
+    schedule = call.schedule()
+
+    def wrong(message: str, error: type[Exception] = ValueError, **changes: object) -> None:
+        arguments = {"q": call.q, "keys": call.keys, "values": call.values, "schedule": schedule, **changes}
+        impl = arguments.pop("impl", "triton")
+        with pytest.raises(error, match=message), torch.no_grad():
+            beacon_attention(**arguments, impl=impl)
+
+    wrong("impl must be one of triton, reference, got 'cuda'", impl="cuda")
+    wrong("must share one of float32, float16 and bfloat16", q=call.q.half())
+    wrong("must share one of", q=call.q.double())
+    wrong("head_dim must be the same, got 16 in keys and 8 in q", q=call.q[..., :8])
+    wrong("heads must be a multiple of kv_heads", q=call.q[:, :3])
+    wrong("must have shape", q=call.q[0])
+    wrong("built for 5 entries in store 0, got 4", keys=[call.keys[0][:4]], values=[call.values[0][:4]])
+    wrong("one shape and the same kv_heads", values=[call.values[0][:, :1]])
+    wrong("must be for 3 queries", q=call.q[:3])
+    wrong("at least one, got 0 and 0", keys=[], values=[])
+    wrong("head_dim must be contiguous, got stride 4 in q", q=call.q.transpose(1, 2).contiguous().transpose(1, 2))
+    q = call.q.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="no backward kernel yet"):
+        beacon_attention(q, call.keys, call.values, schedule)
+    with pytest.raises(ValueError, match=r"got \[0, 5\) for query 0 in store 0 of 4 entries"):
+        replace(call, keys=[call.keys[0][:4]]).schedule()
+    for starts in ([1], [0, 0], [0, 9], []):
+        with pytest.raises(ValueError, match="starts must begin with 0 and rise below 4"):
+            replace(call, starts=starts).schedule()
+    with pytest.raises(ValueError, match="packed must divide block_m, got packed=3"):
+        call.schedule(packed=3)
+    with pytest.raises(ValueError, match="head_dim must be one of 64, 96, 128, 256"):
+        tile_for("forward", 80, 2, 90)
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or more, got 7\.5"):
+        tile_for("forward", 64, 2, 75)
