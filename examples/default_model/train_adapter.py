@@ -140,7 +140,8 @@ def train(args: argparse.Namespace) -> None:
     lookups = Lookups(model, heads, WINDOW)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     recent: dict[str, list[float]] = {}
-    while run.progress < 1.0:
+    begun = run.step
+    while run.progress < 1.0 or run.step == begun:  # a restart takes one step at least
         factor = min(1.0, (run.step + 1) / 30) * min(1.0, max(0.02, 1.4 * (1.0 - run.progress)))
         for optimizer, rate in zip(optimizers, (args.muon_lr, args.adam_lr), strict=True):
             for group in optimizer.param_groups:
@@ -196,7 +197,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/default_model"))
-    parser.add_argument("--minutes", type=float, default=90.0, help="time to train, over all restarts together")
+    parser.add_argument("--minutes", type=float, default=98.0, help="time to train, over all restarts together")
     parser.add_argument("--tokens", type=int, default=4096, help="raw tokens per step")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="of the projections")
     parser.add_argument("--adam-lr", type=float, default=3e-3, help="of the embedding")

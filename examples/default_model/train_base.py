@@ -51,7 +51,8 @@ def train(args: argparse.Namespace) -> None:
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain = accelerator.unwrap_model(model)
     recent, last_report = [], (run.elapsed, run.tokens)
-    while run.progress < 1.0:
+    begun = run.step
+    while run.progress < 1.0 or run.step == begun:  # a restart takes one step at least
         factor, seqlen, passkey_share, copy_share = schedule(run.progress, run.step)
         for optimizer, rate in zip(optimizers, (args.muon_lr, args.adam_lr), strict=True):
             for group in optimizer.param_groups:
