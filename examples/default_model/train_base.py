@@ -98,7 +98,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/default_model"))
-    parser.add_argument("--minutes", type=float, default=65.0, help="time to train, over all restarts together")
+    parser.add_argument("--minutes", type=float, default=52.0, help="time to train, over all restarts together")
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--windows", type=int, default=256, help="held-out windows of the last evaluation")
     parser.add_argument("--keys", type=int, default=64, help="passkeys per depth of the last evaluation")
