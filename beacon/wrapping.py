@@ -314,6 +314,8 @@ def _mixed(mixin: type, stock: type, family: Family) -> type:
     """
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs:  # nn.DataParallel makes its replicas so
+            return object.__new__(cls)
         return stock(*args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:

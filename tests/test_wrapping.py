@@ -183,6 +183,12 @@ def test_whole_model_can_be_saved_and_loaded_by_torch(tmp_path, expected):
     assert torch.equal(logits(beacon.unwrap(loaded)), expected.long)
 
 
+def test_replicas_for_data_parallel_are_wrapped_too():
+    model = beacon.wrap(tiny_model(), CONFIG)
+    replica = model._replicate_for_data_parallel()
+    assert type(replica) is type(model) and replica.beacon_wrapping is model.beacon_wrapping
+
+
 def test_class_of_a_wrapped_model_makes_stock_models(tmp_path):
     model = beacon.wrap(tiny_model(), CONFIG)
     model.save_pretrained(tmp_path)
