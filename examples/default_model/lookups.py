@@ -70,7 +70,7 @@ class Lookups:
         own = torch.eye(len(self.ends), dtype=torch.bool, device=device)
         self.mask = torch.cat([raws < self.ends[:, None], own], dim=1)
         self.store: dict[tuple[int, str], Tensor] = {}
-        self.active = False
+        self._keeping = False
         for number, layer in enumerate(model.model.layers):
             for name in ("k_proj", "v_proj"):
                 getattr(layer.self_attn, name).register_forward_hook(
@@ -83,8 +83,10 @@ class Lookups:
         Args:
             ids: Token ids ``[rows, window]``.
         """
+        self._keeping = True
         with torch.no_grad(), beacon.disabled(self.model):
             self.model.model(input_ids=ids, use_cache=False)
+        self._keeping = False
         rows, count = ids.shape[0], len(self.ends)
         hidden = self.model.model.beacon_embed_tokens.weight.expand(rows, count, -1)
         errors: dict[str, Tensor] = {}
@@ -110,7 +112,7 @@ class Lookups:
         return errors
 
     def _keep(self, key: tuple[int, str], out: Tensor) -> None:
-        if self.active:
+        if self._keeping:
             self.store[key] = out.detach()
 
     def _split(self, channels: Tensor) -> Tensor:

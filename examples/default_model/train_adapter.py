@@ -147,7 +147,6 @@ def train(args: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         if run.progress < LESSON:
-            lookups.active = True
             ids = draw_lesson(sampler, args.tokens).to(accelerator.device)
             with accelerator.autocast():
                 errors = lookups.errors(ids)
@@ -155,7 +154,6 @@ def train(args: argparse.Namespace) -> None:
             note(recent, errors | {"lesson": loss}, [])
             run.tokens += ids.numel()
         else:
-            lookups.active = False
             phase = next(phase for phase in PHASES if run.progress < phase.until or phase is PHASES[-1])
             batch = draw_batch(sampler, args.tokens, phase).to(accelerator.device)
             with accelerator.autocast():
