@@ -13,7 +13,7 @@ import triton
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "kernels"))
 
-from beacon_kernels.testing import ITEMSIZES, compile_forward  # noqa: E402
+from beacon_kernels.testing import ITEMSIZES, compile_kernel  # noqa: E402
 from beacon_kernels.tiles import ARCHITECTURES, HEAD_DIMS, tile_for  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "aot" / "forward.csv"
@@ -27,7 +27,7 @@ def main() -> None:
             for dtype in ITEMSIZES:
                 for packed in (1, 4):
                     tile = tile_for("forward", head_dim, ITEMSIZES[dtype], capability)
-                    found = compile_forward(head_dim, dtype, capability, packed=packed)
+                    found = compile_kernel("forward", head_dim, dtype, capability, packed=packed)
                     row = {**dataclasses.asdict(found), "packed": packed, **dataclasses.asdict(tile)}
                     rows.append({**row, "triton": triton.__version__})
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from beacon_kernels.tiles import tile_for
+from beacon_kernels.tiles import Tile, tile_for
 
 ITEMSIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block may use
@@ -43,21 +44,39 @@ class Compiled:
     tensor_cores: int
 
 
-def compile_forward(head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1) -> Compiled:
-    """Compile the forward kernel with its tile from the table.
+def compile_kernel(name: str, head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1) -> Compiled:
+    """Compile a kernel with its tile from the table.
 
     Args:
+        name: A key of ``KERNELS``.
         head_dim: Channels per head.
         dtype: ``fp16``, ``bf16`` or ``fp32``.
         capability: 80 or 90.
         group: Heads per kv_head.
         packed: Heads that share a tile.
     """
+    tile = tile_for(name, head_dim, ITEMSIZES[dtype], capability)
+    kernel, constants, pointers = KERNELS[name](tile, head_dim, group, packed)
+    signature: dict[str, str] = {}
+    for parameter in kernel.params:
+        if parameter.name in constants:
+            signature[parameter.name] = "constexpr"
+        elif parameter.name.endswith("_ptr"):
+            signature[parameter.name] = pointers.get(parameter.name, f"*{dtype}")
+        else:
+            signature[parameter.name] = "fp32" if parameter.name.startswith("scale") else "i32"
+    return _compile(kernel, signature, constants, tile, (name, head_dim, dtype, capability))
+
+
+# What a kernel is compiled with: the function, its compile-time constants, and pointers that are not to q's dtype.
+Source: TypeAlias = tuple[Any, dict[str, int], dict[str, str]]
+
+
+def _forward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
     import triton
 
     from beacon_kernels.beacon_attention.forward import forward_kernel
 
-    tile = tile_for("forward", head_dim, ITEMSIZES[dtype], capability)
     constants = {
         "GROUP": group,
         "PACKED": packed,
@@ -66,17 +85,10 @@ def compile_forward(head_dim: int, dtype: str, capability: int, *, group: int = 
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }
-    pointers = {"runs_ptr": "*i32", "tiles_ptr": "*i32", "lse_ptr": "*fp32"}
-    signature: dict[str, str] = {}
-    for parameter in forward_kernel.params:
-        name = parameter.name
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = pointers.get(name, f"*{dtype}")
-        else:
-            signature[name] = "fp32" if name == "scale_log2" else "i32"
-    return _compile(forward_kernel, signature, constants, tile, ("forward", head_dim, dtype, capability))
+    return forward_kernel, constants, {"runs_ptr": "*i32", "tiles_ptr": "*i32", "lse_ptr": "*fp32"}
+
+
+KERNELS: dict[str, Callable[[Tile, int, int, int], Source]] = {"forward": _forward}
 
 
 def _compile(kernel: Any, signature: dict[str, str], constants: dict[str, int], tile: Any, key: Any) -> Compiled:

@@ -39,14 +39,24 @@ _FORWARD = {
     (128, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
-TABLES = {"forward": _FORWARD}
+_DECODE = {  # block_m is what the packed heads of a group and the few queries need, at least 16
+    (64, 2): (Tile(16, 128, 4, 3), Tile(16, 128, 4, 3)),
+    (96, 2): (Tile(16, 64, 4, 3), Tile(16, 64, 4, 3)),
+    (128, 2): (Tile(16, 64, 4, 3), Tile(16, 64, 4, 3)),
+    (256, 2): (Tile(16, 32, 4, 3), Tile(16, 32, 4, 3)),
+    (64, 4): (Tile(16, 64, 4, 2), Tile(16, 64, 4, 2)),
+    (96, 4): (Tile(16, 32, 4, 2), Tile(16, 32, 4, 2)),
+    (128, 4): (Tile(16, 32, 4, 2), Tile(16, 32, 4, 2)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+TABLES = {"forward": _FORWARD, "decode": _DECODE}
 
 
 def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int) -> Tile:
     """The table's entry.
 
     Args:
-        kernel: ``forward``.
+        kernel: A key of ``TABLES``.
         head_dim: Channels per head.
         itemsize: Bytes per element of q, k and v.
         capability: Compute capability as in 80, 86, 90.

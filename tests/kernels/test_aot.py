@@ -18,18 +18,18 @@ from beacon_kernels.tiles import ARCHITECTURES, HEAD_DIMS
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import dataclasses, json, sys
-from beacon_kernels.testing import compile_forward
-head_dim, dtype, capability, packed = sys.argv[1:]
-found = compile_forward(int(head_dim), dtype, int(capability), packed=int(packed))
+from beacon_kernels.testing import compile_kernel
+name, head_dim, dtype, capability, packed = sys.argv[1:]
+found = compile_kernel(name, int(head_dim), dtype, int(capability), packed=int(packed))
 print(json.dumps(dataclasses.asdict(found)))
 """
 
 
-def compiled(head_dim: int, dtype: str, capability: int, packed: int = 1) -> dict[str, int]:
+def compiled(name: str, head_dim: int, dtype: str, capability: int, packed: int = 1) -> dict[str, int]:
     """In a process of its own: the interpreter's switch breaks the compiler."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(ROOT / "kernels")
-    command = [sys.executable, "-c", CODE, str(head_dim), dtype, str(capability), str(packed)]
+    command = [sys.executable, "-c", CODE, name, str(head_dim), dtype, str(capability), str(packed)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -45,7 +45,7 @@ def check(found: dict[str, int], head_dim: int, dtype: str, capability: int) -> 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_headline_kernel(capability: int) -> None:
-    check(compiled(128, "bf16", capability), 128, "bf16", capability)
+    check(compiled("forward", 128, "bf16", capability), 128, "bf16", capability)
 
 
 @pytest.mark.slow
@@ -54,4 +54,4 @@ def test_headline_kernel(capability: int) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("packed", [1, 4])
 def test_every_tile_of_the_table(head_dim: int, dtype: str, capability: int, packed: int) -> None:
-    check(compiled(head_dim, dtype, capability, packed), head_dim, dtype, capability)
+    check(compiled("forward", head_dim, dtype, capability, packed), head_dim, dtype, capability)
