@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from beacon_kernels.tiles import Tile, tile_for
+from beacon_kernels.tiles import TABLES, Tile, tile_for
 
 ITEMSIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
+UNTILED = Tile(1, 1, 4, 1)  # of kernels that derive their blocks from head_dim
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block may use
 
 
@@ -44,7 +45,9 @@ class Compiled:
     tensor_cores: int
 
 
-def compile_kernel(name: str, head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1) -> Compiled:
+def compile_kernel(
+    name: str, head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1
+) -> Compiled:
     """Compile a kernel with its tile from the table.
 
     Args:
@@ -55,7 +58,7 @@ def compile_kernel(name: str, head_dim: int, dtype: str, capability: int, *, gro
         group: Heads per kv_head.
         packed: Heads that share a tile.
     """
-    tile = tile_for(name, head_dim, ITEMSIZES[dtype], capability)
+    tile = tile_for(name, head_dim, ITEMSIZES[dtype], capability) if name in TABLES else UNTILED
     kernel, constants, pointers = KERNELS[name](tile, head_dim, group, packed)
     signature: dict[str, str] = {}
     for parameter in kernel.params:
@@ -70,25 +73,78 @@ def compile_kernel(name: str, head_dim: int, dtype: str, capability: int, *, gro
 
 # What a kernel is compiled with: the function, its compile-time constants, and pointers that are not to q's dtype.
 Source: TypeAlias = tuple[Any, dict[str, int], dict[str, str]]
+INDICES = {
+    **dict.fromkeys(("runs_ptr", "tiles_ptr", "key_runs_ptr"), "*i32"),
+    **dict.fromkeys(("lse_ptr", "dlse_ptr", "delta_ptr"), "*fp32"),
+}
 
 
 def _forward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
-    import triton
+    from beacon_kernels.beacon_attention.forward import constants, forward_kernel
 
-    from beacon_kernels.beacon_attention.forward import forward_kernel
-
-    constants = {
-        "GROUP": group,
-        "PACKED": packed,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-    }
-    return forward_kernel, constants, {"runs_ptr": "*i32", "tiles_ptr": "*i32", "lse_ptr": "*fp32"}
+    return forward_kernel, {"PACKED": packed, **constants(tile, head_dim, group)}, INDICES
 
 
-KERNELS: dict[str, Callable[[Tile, int, int, int], Source]] = {"forward": _forward}
+def _delta(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.beacon_attention.backward import delta_kernel
+    from beacon_kernels.beacon_attention.forward import constants
+
+    return delta_kernel, constants(tile, head_dim, group), INDICES
+
+
+def _dq(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.beacon_attention.backward import dq_kernel
+    from beacon_kernels.beacon_attention.forward import constants
+
+    return dq_kernel, {"PACKED": packed, **constants(tile, head_dim, group)}, INDICES
+
+
+def _dkv(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.beacon_attention.backward import dkv_kernel
+    from beacon_kernels.beacon_attention.forward import constants
+
+    return dkv_kernel, constants(tile, head_dim, group), INDICES
+
+
+def _decode(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.beacon_attention.decode import decode_constants, decode_kernel
+
+    constants = decode_constants(tile, head_dim, group, seqlen_q=1)
+    return decode_kernel, constants, {"runs_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32"}
+
+
+def _combine(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.beacon_attention.decode import combine_constants, combine_kernel
+
+    return combine_kernel, combine_constants(head_dim), {"out_i_ptr": "*fp32", "lse_i_ptr": "*fp32", "lse_ptr": "*fp32"}
+
+
+def _rotate_commit(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.rotate_commit.forward import forward_kernel, widths
+
+    constants = {"SOURCES": 3, "HAS_INDEX": True, "HAS_V": True, **widths(head_dim, head_dim // 2)}
+    return forward_kernel, constants, {"index_ptr": "*i32", "cos_ptr": "*fp32", "sin_ptr": "*fp32"}
+
+
+def _rotate_commit_backward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+    from beacon_kernels.rotate_commit.backward import backward_kernel
+
+    _, constants, pointers = _rotate_commit(tile, head_dim, group, packed)
+    return backward_kernel, constants, {"offsets_ptr": "*i32", "order_ptr": "*i32", **pointers}
+
+
+KERNELS: dict[str, Callable[[Tile, int, int, int], Source]] = {
+    "forward": _forward,
+    "forward_narrow": _forward,
+    "delta": _delta,
+    "backward_dq": _dq,
+    "backward_dq_narrow": _dq,
+    "backward_dkv": _dkv,
+    "decode": _decode,
+    "combine": _combine,
+    "rotate_commit": _rotate_commit,
+    "rotate_commit_backward": _rotate_commit_backward,
+}
 
 
 def _compile(kernel: Any, signature: dict[str, str], constants: dict[str, int], tile: Any, key: Any) -> Compiled:

@@ -20,39 +20,89 @@ class Tile:
         block_n: Keys of a tile.
         num_warps: Warps per program.
         num_stages: Depth of software pipelining.
+        programs_per_sm: Persistent programs per multiprocessor; 0 for one program per work item, which the GPU hands
+            out in order.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    programs_per_sm: int = 0
 
 
 # (head_dim, bytes per element): Ampere, Hopper
 _FORWARD = {
     (64, 2): (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
-    (96, 2): (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3)),
+    (96, 2): (Tile(64, 32, 8, 3), Tile(128, 64, 8, 3)),
     (128, 2): (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3)),
-    (256, 2): (Tile(64, 32, 8, 2), Tile(64, 64, 8, 2)),
+    (256, 2): (Tile(64, 32, 8, 2), Tile(128, 32, 8, 2)),
     (64, 4): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (96, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (128, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
-_DECODE = {  # block_m is what the packed heads of a group and the few queries need, at least 16
-    (64, 2): (Tile(16, 128, 4, 3), Tile(16, 128, 4, 3)),
-    (96, 2): (Tile(16, 64, 4, 3), Tile(16, 64, 4, 3)),
-    (128, 2): (Tile(16, 64, 4, 3), Tile(16, 64, 4, 3)),
-    (256, 2): (Tile(16, 32, 4, 3), Tile(16, 32, 4, 3)),
-    (64, 4): (Tile(16, 64, 4, 2), Tile(16, 64, 4, 2)),
-    (96, 4): (Tile(16, 32, 4, 2), Tile(16, 32, 4, 2)),
-    (128, 4): (Tile(16, 32, 4, 2), Tile(16, 32, 4, 2)),
+_FORWARD_NARROW = {  # few rows per window: beacons at high ratios
+    (64, 2): (Tile(32, 128, 4, 3), Tile(32, 128, 4, 3)),
+    (96, 2): (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3)),
+    (128, 2): (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3)),
+    (256, 2): (Tile(32, 32, 4, 3), Tile(32, 32, 4, 3)),
+    (64, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (96, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (128, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
-TABLES = {"forward": _FORWARD, "decode": _DECODE}
+_BACKWARD_DQ = {
+    (64, 2): (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3)),
+    (96, 2): (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+    (128, 2): (Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (256, 2): (Tile(64, 32, 8, 1), Tile(64, 32, 8, 2)),
+    (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (96, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+    (128, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+_BACKWARD_DQ_NARROW = {
+    (64, 2): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (96, 2): (Tile(32, 32, 8, 2), Tile(32, 32, 4, 2)),
+    (128, 2): (Tile(32, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (256, 2): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 2)),
+    (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (96, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+    (128, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+_BACKWARD_DKV = {
+    (64, 2): (Tile(32, 64, 4, 1), Tile(32, 128, 8, 2)),
+    (96, 2): (Tile(32, 64, 8, 2), Tile(16, 128, 8, 2)),
+    (128, 2): (Tile(64, 64, 8, 2), Tile(16, 128, 8, 2)),
+    (256, 2): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (96, 4): (Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)),
+    (128, 4): (Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+_DECODE = {  # block_m is the most: a launch takes what the packed heads of a group and the few queries need
+    (64, 2): (Tile(64, 128, 4, 3), Tile(64, 128, 4, 3)),
+    (96, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    (128, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    (256, 2): (Tile(64, 32, 4, 3), Tile(64, 32, 4, 3)),
+    (64, 4): (Tile(16, 64, 4, 2), Tile(16, 64, 4, 2)),
+    (96, 4): (Tile(16, 32, 8, 2), Tile(16, 32, 8, 2)),
+    (128, 4): (Tile(16, 32, 8, 2), Tile(16, 32, 8, 2)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+TABLES = {
+    "forward": _FORWARD,
+    "forward_narrow": _FORWARD_NARROW,
+    "backward_dq": _BACKWARD_DQ,
+    "backward_dq_narrow": _BACKWARD_DQ_NARROW,
+    "backward_dkv": _BACKWARD_DKV,
+    "decode": _DECODE,
+}
 
 
-def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int) -> Tile:
+def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows: int | None = None) -> Tile:
     """The table's entry.
 
     Args:
@@ -60,6 +110,7 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int) -> Tile
         head_dim: Channels per head.
         itemsize: Bytes per element of q, k and v.
         capability: Compute capability as in 80, 86, 90.
+        rows: Rows that a tile of queries would have; where they fit the kernel's narrow tile, that one is taken.
 
     Raises:
         ValueError: No tile for this head_dim or element size, or a GPU older than Ampere.
@@ -73,5 +124,8 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int) -> Tile
         raise ValueError(
             f"the kernels need compute capability 8.0 or more, got {capability / 10}; use another attention path."
         )
+    narrow = TABLES.get(f"{kernel}_narrow")
+    if narrow is not None and rows is not None and rows <= narrow[head_dim, itemsize][0].block_m:
+        kernel = f"{kernel}_narrow"
     ampere, hopper = TABLES[kernel][head_dim, itemsize]
     return hopper if capability >= 90 else ampere

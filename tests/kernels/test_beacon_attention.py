@@ -1,4 +1,4 @@
-"""The forward kernel in Triton's interpreter, and what is refused before a launch."""
+"""The kernels in Triton's interpreter, output and every gradient, and what is refused before a launch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ pytest.importorskip("triton")
 
 from beacon.plan import Plan, Queries
 from beacon_kernels.beacon_attention import Schedule, beacon_attention, build_schedule
+from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.tiles import Tile, tile_for
 from tests.attention.plans import CASES, Case
 
 SMALL = Tile(16, 16, 4, 1)
+LOOPING = Tile(16, 16, 4, 1, programs_per_sm=5)  # persistent programs: each takes several work items
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
 
 
@@ -30,8 +32,10 @@ class Call:
     runs: torch.Tensor
     starts: list[int]
 
-    def schedule(self, packed: int = 1, tile: Tile = SMALL) -> Schedule:
-        return build_schedule(self.runs, [len(k) for k in self.keys], self.starts, tile=tile, packed=packed)
+    def schedule(self, packed: int = 1, *, gradients: bool = False) -> Schedule:
+        backward = (SMALL, LOOPING) if gradients else None
+        sizes = [len(k) for k in self.keys]
+        return build_schedule(self.runs, sizes, self.starts, tile=LOOPING, packed=packed, backward=backward)
 
     def to(self, dtype: torch.dtype) -> Call:
         stores = ([tensor.to(dtype) for tensor in store] for store in (self.keys, self.values))
@@ -78,27 +82,36 @@ def _call(plan: Plan, queries: Queries, which: str, old: list[int], new: list[in
     return draw(runs, [sum(old), sum(new), len(plan.raw_slots), len(plan.beacon_slots)], starts)
 
 
-def compare(call: Call, dtype: torch.dtype, packed: int = 1) -> None:
+def compare(call: Call, dtype: torch.dtype, packed: int = 1, *, gradients: bool = True) -> None:
     """At most twice the error of the same-dtype reference, measured in float64."""
-    mine, schedule = call.to(dtype), call.schedule(packed)
-    exact, exact_lse = beacon_attention_fp64(call, schedule)
-    with torch.no_grad():
-        out, lse = beacon_attention(mine.q, mine.keys, mine.values, schedule)
-        theirs, their_lse = beacon_attention(mine.q, mine.keys, mine.values, schedule, impl="reference")
-    assert out.dtype == dtype and lse.dtype == torch.float32
-    rounding = 8 * torch.finfo(dtype).eps
-    for ours, reference, truth in ((out, theirs, exact), (lse, their_lse, exact_lse)):
-        seen = truth.isfinite()
-        assert torch.equal(ours.isfinite(), seen)
-        error = (ours.double() - truth)[seen].abs().max() if seen.any() else 0
-        allowed = (reference.double() - truth)[seen].abs().max() if seen.any() else 0
-        assert error <= 2 * allowed + rounding
+    schedule = call.schedule(packed, gradients=gradients)
+    ours = results(call.to(dtype), schedule, "triton", gradients)
+    theirs = results(call.to(dtype), schedule, "reference", gradients)
+    truth = results(call, schedule, "reference", gradients)
+    assert ours[0].dtype == dtype and ours[1].dtype == torch.float32 and len(ours) == len(truth)
+    for mine, plain, exact in zip(ours, theirs, truth, strict=True):
+        seen = exact.isfinite()
+        assert mine.shape == exact.shape and torch.equal(mine.isfinite(), seen)
+        if seen.any():
+            error, allowed = ((found.double() - exact)[seen].abs().max() for found in (mine, plain))
+            assert error <= 2 * allowed + 8 * torch.finfo(dtype).eps * max(1.0, exact[seen].abs().max())
 
 
-def beacon_attention_fp64(call: Call, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
-    from beacon_kernels.beacon_attention.reference import reference
-
-    return reference(call.q, call.keys, call.values, schedule.runs[: len(call.keys)].long(), call.q.shape[2] ** -0.5)
+def results(call: Call, schedule: Schedule, impl: str, gradients: bool) -> list[torch.Tensor]:
+    """Output, lse, and the gradients of everything for random gradients of both."""
+    leaves = [tensor.clone().requires_grad_(gradients) for tensor in (call.q, *call.keys, *call.values)]
+    q, stores = leaves[0], leaves[1:]
+    keys, values = stores[: len(call.keys)], stores[len(call.keys) :]
+    if impl == "reference":  # float64 too, which the public function refuses
+        out, lse = reference(q, keys, values, schedule.runs[: len(keys)].long(), q.shape[2] ** -0.5)
+    else:
+        out, lse = beacon_attention(q, keys, values, schedule, impl=impl)
+    if not gradients:
+        return [out, lse]
+    generator = torch.Generator().manual_seed(1)
+    do, dlse = (torch.randn(found.shape, generator=generator, dtype=torch.float64) for found in (out, lse))
+    found = torch.autograd.grad([out, lse], leaves, [do.to(out.dtype), dlse.to(lse.dtype)], materialize_grads=True)
+    return [out.detach(), lse.detach(), *found]
 
 
 @INTERPRETED
@@ -112,11 +125,31 @@ def test_plans_of_every_kind(case: Case) -> None:
 @settings(max_examples=15)
 @given(data=st.data())
 def test_any_runs(data: st.DataObject) -> None:
-    """Whatever each query sees, nothing included."""
+    """Whatever each query sees, nothing included; a backward pass is only for plans."""
     count = data.draw(st.integers(1, 40))
     sizes = data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=4))
     ends = [
         [data.draw(st.lists(st.integers(0, size), min_size=count, max_size=count)) for _ in range(2)] for size in sizes
+    ]
+    starts = sorted({0, *data.draw(st.lists(st.integers(0, count - 1), max_size=3))})
+    compare(
+        draw(torch.tensor(ends), sizes, starts),
+        torch.float32,
+        packed=data.draw(st.sampled_from([1, 2])),
+        gradients=False,
+    )
+
+
+@INTERPRETED
+@settings(max_examples=10)
+@given(data=st.data())
+def test_runs_whose_bounds_rise(data: st.DataObject) -> None:
+    """Then every key is seen by one run of queries, if by any."""
+    count = data.draw(st.integers(1, 40))
+    sizes = data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=4))
+    ends = [
+        [sorted(data.draw(st.lists(st.integers(0, size), min_size=count, max_size=count))) for _ in range(2)]
+        for size in sizes
     ]
     starts = sorted({0, *data.draw(st.lists(st.integers(0, count - 1), max_size=3))})
     compare(draw(torch.tensor(ends), sizes, starts), torch.float32, packed=data.draw(st.sampled_from([1, 2])))
@@ -135,16 +168,21 @@ def test_sliced_tensors_need_no_copy() -> None:
     call = draw(torch.tensor([[[0] * 9, list(range(1, 10))]]), [9], [0]).to(torch.float32)
     wide = [torch.cat([t, t], dim=1)[:, : t.shape[1]] for t in (call.q, call.keys[0], call.values[0])]
     assert not wide[0].is_contiguous()
-    with torch.no_grad():
-        expected = beacon_attention(call.q, call.keys, call.values, call.schedule())
-        found = beacon_attention(wide[0], [wide[1]], [wide[2]], call.schedule())
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    leaves = [[t.requires_grad_() for t in (call.q, call.keys[0], call.values[0])], [t.requires_grad_() for t in wide]]
+    schedule = call.schedule(gradients=True)
+    outs = [beacon_attention(q, [k], [v], schedule)[0] for q, k, v in leaves]
+    assert torch.equal(*outs)
+    gradient = torch.randn(9, 4, 32, generator=torch.Generator().manual_seed(2))[..., ::2]
+    for do in (gradient, torch.ones(()).expand_as(outs[0]), gradient[:, :1].expand(-1, 4, -1)):
+        dense = torch.autograd.grad(outs[0], leaves[0], do.contiguous(), retain_graph=True)
+        sliced = torch.autograd.grad(outs[1], leaves[1], do, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(dense, sliced, strict=True))
 
 
 def test_tiles_cover_every_query_once_and_costly_ones_come_first() -> None:
     for case in CASES:
         for call in calls(case):
-            tiles = call.schedule(packed=2).tiles.long()
+            tiles = call.schedule(packed=2).forward.items.long()
             covered = torch.cat([torch.arange(int(first), int(end)) for first, end in tiles[:, :2]])
             assert torch.equal(covered.sort().values, torch.arange(len(call.q)))
             lo, mid, hi = tiles[:, 2::3], tiles[:, 3::3], tiles[:, 4::3]
@@ -175,8 +213,11 @@ def test_what_is_refused() -> None:
     wrong("at least one, got 0 and 0", keys=[], values=[])
     wrong("head_dim must be contiguous, got stride 4 in q", q=call.q.transpose(1, 2).contiguous().transpose(1, 2))
     q = call.q.clone().requires_grad_()
-    with pytest.raises(NotImplementedError, match="no backward kernel yet"):
+    with pytest.raises(ValueError, match="gradients need a schedule with a backward pass"):
         beacon_attention(q, call.keys, call.values, schedule)
+    twice = draw(torch.tensor([[[0, 1, 0], [1, 2, 1]]]), [2], [0])
+    with pytest.raises(ValueError, match="one contiguous run of queries, got several for entry 0 of store 0"):
+        twice.schedule(gradients=True)
     with pytest.raises(ValueError, match=r"got \[0, 5\) for query 0 in store 0 of 4 entries"):
         replace(call, keys=[call.keys[0][:4]]).schedule()
     for starts in ([1], [0, 0], [0, 9], []):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from beacon_kernels.beacon_attention.autograd import attend
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.schedule import Schedule
 from beacon_kernels.beacon_attention.validation import check
@@ -35,14 +36,15 @@ def beacon_attention(
         softmax_scale: Factor of the logits; None for ``head_dim ** -0.5``.
         impl: ``triton`` or ``reference`` (one dense mask); an explicit choice never falls back.
 
+    Both results are differentiable, in q, keys and values; the backward pass is deterministic.
+
     Returns:
         ``out [n, heads, head_dim]`` and ``lse [heads, n]`` (natural logarithm, float32). A query that sees nothing gets
         0 and minus infinity.
 
     Raises:
-        NotImplementedError: Gradients through ``triton`` (the backward kernel is not built yet).
-        ValueError: Arguments that do not fit each other, no tile for this head_dim or GPU, or CPU tensors for compiled
-            kernels.
+        ValueError: Arguments that do not fit each other, no tile for this head_dim or GPU, gradients with a schedule
+            that has none, or CPU tensors for compiled kernels.
 
     Source: arXiv 2401.03462, section 3.2; the runs are the plan's.
     """
@@ -52,8 +54,12 @@ def beacon_attention(
     scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
     if impl == "reference":
         return reference(q, keys, values, schedule.runs[: len(keys)].long(), scale)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, *keys, *values)):
-        raise NotImplementedError("impl='triton' has no backward kernel yet; use impl='reference', or torch.no_grad().")
+    records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, *keys, *values))
+    if records and schedule.dq is None:
+        raise ValueError(
+            "gradients need a schedule with a backward pass, got one without; build it with gradients=True, or compute "
+            "under torch.no_grad()."
+        )
     if q.is_cuda:
         major, minor = torch.cuda.get_device_capability(q.device)
         tile_for("forward", q.shape[2], q.element_size(), 10 * major + minor)  # refuses what it has no tile for
@@ -64,6 +70,4 @@ def beacon_attention(
         )
     elif q.dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
-    from beacon_kernels.beacon_attention.forward import forward
-
-    return forward(q, list(keys), list(values), schedule, scale)
+    return attend(q, list(keys), list(values), schedule, scale)

@@ -41,7 +41,7 @@ def reference(
     logits = torch.einsum("qhd,khd->hqk", q, k).to(dtype) * softmax_scale
     logits = logits.masked_fill(~visible, float("-inf"))
     nothing = ~visible.any(dim=1)
-    lse = logits.logsumexp(dim=-1)
-    weights = torch.where(nothing[:, None], 0.0, logits).softmax(dim=-1)
-    weights = weights.masked_fill(nothing[:, None], 0.0).to(q.dtype)
+    logits = logits.masked_fill(nothing[:, None], 0.0)  # no NaN, in gradients neither
+    lse = logits.logsumexp(dim=-1).masked_fill(nothing, float("-inf"))
+    weights = logits.softmax(dim=-1).masked_fill(nothing[:, None], 0.0).to(q.dtype)
     return torch.einsum("hqk,khd->qhd", weights, v), lse

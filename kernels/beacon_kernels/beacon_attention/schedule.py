@@ -1,7 +1,10 @@
-"""Which queries each program of a kernel works on, and which keys it walks. Integers, on the host.
+"""Which queries or keys each program of a kernel works on, and what it walks over. Integers, on the host.
 
 Every query of a list (raw tokens, or beacons) sees one contiguous run of each store. Tiles of queries never straddle
 windows, whose runs begin elsewhere. The costliest come first: a GPU hands programs out in order.
+
+The backward pass asks the inverse: which queries see a key. In a plan's list they are one contiguous run as well, so
+tiles of keys walk queries the way tiles of queries walk keys.
 """
 
 from __future__ import annotations
@@ -11,40 +14,127 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from beacon_kernels.tiles import Tile
+from beacon_kernels.tiles import Tile, tile_for
 
 STORES = 4
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Work list of one list of queries. All tensors int32.
+class Work:
+    """A kernel's work list.
 
     Args:
-        runs: ``[4, 2, n]``: what query i sees of each store, half-open.
-        tiles: ``[query tiles, 14]``: first query, end, then for each store lo, mid, hi: every query of the tile sees
-            ``[lo, mid)``, a multiple of ``tile.block_n``, and some may see ``[mid, hi)``.
-        sizes: Entries of each store it was built for.
+        items: int32. Of tiles of queries ``[tiles, 14]``: first query, end, then for each store lo, mid, hi: every
+            query of the tile sees ``[lo, mid)``, a multiple of ``tile.block_n``, and some may see ``[mid, hi)``.
+            Of tiles of keys ``[tiles, 7]``: store, first key, end, then lo, mid_lo, mid_hi, hi: every key of the tile
+            is seen by the queries ``[mid_lo, mid_hi)``, a multiple of ``tile.block_m``, and some keys by others
+            in ``[lo, hi)``.
         tile: Sizes of the tiles.
-        packed: Heads of a group that share a tile.
+    """
+
+    items: torch.Tensor
+    tile: Tile
+
+    def to(self, device: torch.device | str) -> Work:
+        """The same list on another device."""
+        return replace(self, items=self.items.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who sees what, and the work lists that follow, for one list of queries.
+
+    Args:
+        runs: int32 ``[4, 2, n]``: what query i sees of each store, half-open.
+        sizes: Entries of each store it was built for.
+        packed: Heads of a group that share a tile of queries.
+        forward: Tiles of queries of the forward pass.
+        dq: Tiles of queries of the backward pass; None without gradients.
+        dkv: Tiles of keys of the backward pass.
+        key_runs: int32 ``[2, entries of all stores]``: which queries see each key, half-open.
     """
 
     runs: torch.Tensor
-    tiles: torch.Tensor
     sizes: tuple[int, ...]
-    tile: Tile
     packed: int
+    forward: Work
+    dq: Work | None = None
+    dkv: Work | None = None
+    key_runs: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Schedule:
         """The same schedule on another device."""
-        runs, tiles = (tensor.to(device, non_blocking=True) for tensor in (self.runs, self.tiles))
-        return replace(self, runs=runs, tiles=tiles)
+        return replace(
+            self,
+            runs=self.runs.to(device, non_blocking=True),
+            forward=self.forward.to(device),
+            dq=None if self.dq is None else self.dq.to(device),
+            dkv=None if self.dkv is None else self.dkv.to(device),
+            key_runs=None if self.key_runs is None else self.key_runs.to(device, non_blocking=True),
+        )
+
+
+def schedule_for(
+    runs: torch.Tensor,
+    sizes: Sequence[int],
+    starts: Sequence[int],
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    gradients: bool = False,
+    tiles: dict[str, Tile] | None = None,
+) -> Schedule:
+    """A schedule with the table's tiles, on the device that computes.
+
+    Args:
+        runs: See :func:`build_schedule`.
+        sizes: Likewise.
+        starts: Likewise.
+        heads: Heads of the queries.
+        kv_heads: Heads of keys and values.
+        head_dim: Channels per head.
+        dtype: Of queries, keys and values.
+        device: Where they are.
+        gradients: Whether there will be a backward pass.
+        tiles: Tiles to take in place of the table's (``forward``, ``backward_dq``, ``backward_dkv``), for tuning.
+
+    Raises:
+        ValueError: See :func:`build_schedule`; or no tile for this head_dim, dtype or GPU.
+    """
+    device, itemsize = torch.device(device), torch.empty((), dtype=dtype).element_size()
+    capability = 80
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    rows = -(-runs.shape[-1] // max(len(starts), 1))  # queries of a window, on average
+
+    def tile(kernel: str, rows: int) -> Tile:
+        if tiles and kernel in tiles:
+            return tiles[kernel]
+        return tile_for(kernel, head_dim, itemsize, capability, rows=rows)
+
+    group = heads // kv_heads
+    packed = 1
+    while rows * packed < tile("forward", 10**6).block_m and group % (2 * packed) == 0:
+        packed *= 2
+    backward = (tile("backward_dq", rows * packed), tile("backward_dkv", 10**6)) if gradients else None
+    forward = tile("forward", rows * packed)
+    return build_schedule(runs, sizes, starts, tile=forward, packed=packed, backward=backward).to(device)
 
 
 def build_schedule(
-    runs: torch.Tensor, sizes: Sequence[int], starts: Sequence[int], *, tile: Tile, packed: int = 1
+    runs: torch.Tensor,
+    sizes: Sequence[int],
+    starts: Sequence[int],
+    *,
+    tile: Tile,
+    packed: int = 1,
+    backward: tuple[Tile, Tile] | None = None,
 ) -> Schedule:
-    """Cut queries into tiles.
+    """Cut queries, and for a backward pass keys, into tiles.
 
     Args:
         runs: Integers ``[stores, 2, n]`` on the CPU, at most 4 stores: query i sees ``[runs[s, 0, i], runs[s, 1, i])``.
@@ -52,9 +142,11 @@ def build_schedule(
         starts: First query of every window, ascending, the first 0.
         tile: Sizes of the tiles; ``block_m`` counts queries times packed heads.
         packed: Heads that share a tile of queries, a divisor of ``block_m``: many for lists of few queries a window.
+        backward: Tiles for dq and for dk and dv, if there will be a backward pass.
 
     Raises:
-        ValueError: Shapes that do not fit, a run that points outside its store, or ``starts`` out of order.
+        ValueError: Shapes that do not fit, a run that points outside its store, ``starts`` out of order, or, with
+            ``backward``, a key that is not seen by one contiguous run of queries.
     """
     stores, count = runs.shape[0], runs.shape[-1]
     if runs.ndim != 3 or runs.shape[1] != 2 or stores > STORES or stores != len(sizes):
@@ -62,10 +154,12 @@ def build_schedule(
             f"runs must have shape [stores, 2, n] with at most {STORES} stores, one per size, got {list(runs.shape)} "
             f"and {len(sizes)} sizes; build them from one plan."
         )
-    if packed < 1 or tile.block_m % packed:
-        raise ValueError(
-            f"packed must divide block_m, got packed={packed} for block_m={tile.block_m}; pack fewer heads."
-        )
+    tiles_of_queries = [tile] if backward is None else [tile, backward[0]]
+    for one in tiles_of_queries:
+        if packed < 1 or one.block_m % packed:
+            raise ValueError(
+                f"packed must divide block_m, got packed={packed} for block_m={one.block_m}; pack fewer heads."
+            )
     begin = torch.tensor(starts, dtype=torch.int64)
     rising = len(begin) and begin[0] == 0 and begin[-1] < count and bool((begin.diff() > 0).all())
     if count and not rising:
@@ -74,21 +168,12 @@ def build_schedule(
     lo_hi[:stores] = runs
     sizes = (*sizes, *[0] * (STORES - stores))
     _check(lo_hi, sizes)
-    first, end, tile_of = _query_tiles(begin, count, tile.block_m // packed)
-    tiles = torch.zeros(len(first), 2 + 3 * STORES, dtype=torch.int64)
-    tiles[:, 0], tiles[:, 1] = first, end
-    cost = torch.zeros(len(first), dtype=torch.int64)
-    for store, size in enumerate(sizes):
-        none = lo_hi[store, 0] >= lo_hi[store, 1]
-        lo, hi = lo_hi[store, 0].masked_fill(none, size), lo_hi[store, 1].masked_fill(none, 0)
-        any_hi = _reduce(hi, tile_of, len(first), "amax")
-        any_lo = torch.minimum(_reduce(lo, tile_of, len(first), "amin"), any_hi)
-        all_lo, all_hi = (_reduce(lo, tile_of, len(first), "amax"), _reduce(hi, tile_of, len(first), "amin"))
-        whole = torch.where(all_lo == any_lo, (all_hi - any_lo).clamp(min=0) // tile.block_n * tile.block_n, 0)
-        tiles[:, 2 + 3 * store : 5 + 3 * store] = torch.stack([any_lo, any_lo + whole, any_hi], dim=1)
-        cost += -(-(any_hi - any_lo) // tile.block_n)
-    order = cost.argsort(descending=True, stable=True)
-    return Schedule(lo_hi.int(), tiles[order].int(), sizes, tile, packed)
+    work = [_query_work(lo_hi, sizes, begin, one, packed) for one in tiles_of_queries]
+    if backward is None:
+        return Schedule(lo_hi.int(), sizes, packed, work[0])
+    inverse = [_inverse(lo_hi[store, 0], lo_hi[store, 1], size, store) for store, size in enumerate(sizes)]
+    dkv = _key_work(inverse, begin, count, backward[1])
+    return Schedule(lo_hi.int(), sizes, packed, work[0], work[1], dkv, torch.cat(inverse, dim=1).int())
 
 
 def _check(lo_hi: torch.Tensor, sizes: Sequence[int]) -> None:
@@ -103,16 +188,96 @@ def _check(lo_hi: torch.Tensor, sizes: Sequence[int]) -> None:
             )
 
 
-def _query_tiles(starts: torch.Tensor, count: int, block_q: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First query and end of every tile, and the tile of every query."""
+def _query_work(lo_hi: torch.Tensor, sizes: Sequence[int], begin: torch.Tensor, tile: Tile, packed: int) -> Work:
+    first, end, tile_of = _cut(begin, lo_hi.shape[2], tile.block_m // packed)
+    tiles = torch.zeros(len(first), 2 + 3 * STORES, dtype=torch.int64)
+    tiles[:, 0], tiles[:, 1] = first, end
+    cost = torch.zeros(len(first), dtype=torch.int64)
+    for store, size in enumerate(sizes):
+        any_lo, all_lo, all_hi, any_hi = _bounds(lo_hi[store, 0], lo_hi[store, 1], size, tile_of, len(first))
+        whole = torch.where(all_lo == any_lo, (all_hi - any_lo).clamp(min=0) // tile.block_n * tile.block_n, 0)
+        tiles[:, 2 + 3 * store : 5 + 3 * store] = torch.stack([any_lo, any_lo + whole, any_hi], dim=1)
+        cost += -(-(any_hi - any_lo) // tile.block_n)
+    return Work(_ordered(tiles, cost), tile)
+
+
+def _key_work(inverse: Sequence[torch.Tensor], begin: torch.Tensor, count: int, tile: Tile) -> Work:
+    window = torch.bucketize(torch.arange(count), begin, right=True)
+    parts = []
+    for store, (lo, hi) in enumerate(inverse):
+        first, end, tile_of = _cut(_key_starts(lo, hi, window), len(lo), tile.block_n)
+        any_lo, all_lo, all_hi, any_hi = _bounds(lo, hi, count, tile_of, len(first))
+        mid_lo = torch.minimum(any_lo + -(-(all_lo - any_lo) // tile.block_m) * tile.block_m, any_hi)
+        whole = (torch.minimum(all_hi, any_hi) - mid_lo).clamp(min=0) // tile.block_m * tile.block_m
+        mid_lo = torch.where(whole > 0, mid_lo, any_lo)
+        number = torch.full_like(first, store)
+        parts.append(torch.stack([number, first, end, any_lo, mid_lo, mid_lo + whole, any_hi], dim=1))
+    tiles = torch.cat(parts)
+    return Work(_ordered(tiles, tiles[:, 6] - tiles[:, 3]), tile)
+
+
+def _key_starts(lo: torch.Tensor, hi: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Where keys of one window's queries end and those of another's begin: there a tile of keys is cut."""
+    at = torch.arange(len(lo))
+    seen = lo < hi
+    before = torch.where(seen, at, -1).cummax(0).values[:-1]  # the last seen key before 1, 2, ...
+    fresh = (seen[1:] & (before >= 0)).nonzero()[:, 0] + 1
+    before = before[fresh - 1]
+    apart = (lo[fresh] >= hi[before]) | (hi[fresh] <= lo[before])
+    fresh, before = fresh[apart], before[apart]
+    cuts = fresh[window[lo[fresh]] != window[hi[before] - 1]]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), cuts])[: len(lo)]
+
+
+def _inverse(lo: torch.Tensor, hi: torch.Tensor, size: int, store: int) -> torch.Tensor:
+    """The queries that see each key, half-open ``[2, size]``, from their number, sum and sum of squares.
+
+    Of all sets of integers with one size and sum, consecutive ones have the smallest sum of squares: so the three
+    numbers also prove that the queries are consecutive.
+    """
+    query = (lo < hi).nonzero()[:, 0]
+    terms = torch.stack([torch.ones_like(query), query, query * query])
+    sums = torch.zeros(3, size + 1, dtype=torch.int64)
+    sums.index_add_(1, lo[query], terms)
+    sums.index_add_(1, hi[query], -terms)
+    number, total, squares = sums.cumsum(1)[:, :size]
+    steps = number * (number - 1) // 2
+    first = torch.div(total - steps, number.clamp(min=1), rounding_mode="floor")
+    consecutive = number * first * first + 2 * first * steps + steps * (2 * number - 1) // 3
+    bad = ((number * first + steps != total) | (consecutive != squares)).nonzero()
+    if len(bad):
+        raise ValueError(
+            "with gradients every key must be seen by one contiguous run of queries, got several for entry "
+            f"{int(bad[0])} of store {store}; give raw tokens and beacons as two lists, in reading order."
+        )
+    return torch.stack([first, first + number])
+
+
+def _cut(starts: torch.Tensor, count: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """First entry and end of every tile of at most ``block``, and the tile of every entry; no tile straddles starts."""
     ends = torch.cat([starts[1:], starts.new_tensor([count] * bool(len(starts)))])
-    tiles = (ends - starts + block_q - 1) // block_q
+    tiles = (ends - starts + block - 1) // block
     window = torch.repeat_interleave(torch.arange(len(starts)), tiles)
     number = torch.arange(len(window)) - (tiles.cumsum(0) - tiles)[window]
-    first = starts[window] + number * block_q
-    end = torch.minimum(first + block_q, ends[window])
+    first = starts[window] + number * block
+    end = torch.minimum(first + block, ends[window])
     return first, end, torch.repeat_interleave(torch.arange(len(first)), end - first)
+
+
+def _bounds(
+    lo: torch.Tensor, hi: torch.Tensor, size: int, tile_of: torch.Tensor, tiles: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of every tile: the least lo, the largest lo, the least hi, the largest hi; an empty run spoils what all share."""
+    none = lo >= hi
+    lo, hi = lo.masked_fill(none, size), hi.masked_fill(none, 0)
+    any_hi = _reduce(hi, tile_of, tiles, "amax")
+    any_lo = torch.minimum(_reduce(lo, tile_of, tiles, "amin"), any_hi)
+    return any_lo, _reduce(lo, tile_of, tiles, "amax"), _reduce(hi, tile_of, tiles, "amin"), any_hi
 
 
 def _reduce(values: torch.Tensor, tile_of: torch.Tensor, tiles: int, how: str) -> torch.Tensor:
     return values.new_zeros(tiles).scatter_reduce(0, tile_of, values, how, include_self=False)
+
+
+def _ordered(tiles: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
+    return tiles[cost.argsort(descending=True, stable=True)].int()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 
-from beacon_kernels.beacon_attention.schedule import Schedule
+from beacon_kernels.beacon_attention.schedule import STORES, Schedule
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_SPLITS = 65535  # programs along the second axis of a CUDA grid
 
 
 def check(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], schedule: Schedule) -> None:
@@ -22,6 +24,82 @@ def check(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.
 
     Raises:
         ValueError: Shapes, dtypes, devices or sizes that do not fit.
+    """
+    check_tensors(q, keys, values)
+    for number, k in enumerate(keys):
+        if k.shape[0] != schedule.sizes[number]:
+            raise ValueError(
+                f"the schedule was built for {schedule.sizes[number]} entries in store {number}, got {k.shape[0]}; "
+                "build it for these stores."
+            )
+    if any(schedule.sizes[len(keys) :]):
+        raise ValueError(f"the schedule was built for stores {schedule.sizes}, got {len(keys)} of them.")
+    kv_heads = keys[0].shape[1]
+    group, rest = divmod(q.shape[1], kv_heads)
+    if rest or group % schedule.packed:
+        raise ValueError(
+            f"heads must be a multiple of kv_heads, and heads per kv_head one of packed, got {q.shape[1]} heads, "
+            f"{kv_heads} kv_heads and packed={schedule.packed}."
+        )
+    if schedule.runs.shape[2] != q.shape[0] or schedule.runs.device != q.device:
+        raise ValueError(
+            f"the schedule must be for {q.shape[0]} queries on {q.device}, got {schedule.runs.shape[2]} on "
+            f"{schedule.runs.device}; build it for them, and move it with to()."
+        )
+
+
+def check_decode(
+    q: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    runs: torch.Tensor,
+    seqlen_q: int,
+    num_splits: int | None,
+) -> None:
+    """Check what a decoding step is given; the values of runs stay on their device, and the kernel clamps them.
+
+    Args:
+        q: ``[n, heads, head_dim]``.
+        keys: Stores ``[m, kv_heads, head_dim]``.
+        values: Likewise.
+        runs: ``[stores, 2, n]``.
+        seqlen_q: Queries per row.
+        num_splits: Programs that share the keys of a row; None leaves it open.
+
+    Raises:
+        ValueError: Shapes, dtypes, devices or numbers that do not fit.
+    """
+    check_tensors(q, keys, values)
+    n, heads = q.shape[:2]
+    kv_heads = keys[0].shape[1]
+    if not kv_heads or heads % kv_heads:
+        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} heads and {kv_heads} kv_heads.")
+    if len(keys) > STORES or list(runs.shape) != [len(keys), 2, n]:
+        raise ValueError(
+            f"runs must have shape [stores, 2, n] with at most {STORES} stores, got {list(runs.shape)} for {len(keys)} "
+            f"stores and {n} queries; give every query a run of every store."
+        )
+    if runs.dtype != torch.int32 or runs.device != q.device:
+        raise ValueError(f"runs must be int32 on {q.device}, got {runs.dtype} on {runs.device}; convert and move them.")
+    if seqlen_q < 1 or n % seqlen_q:
+        raise ValueError(
+            f"seqlen_q must divide the number of queries, got seqlen_q={seqlen_q} for {n} queries; pack rows of equal "
+            "length."
+        )
+    if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
+        raise ValueError(f"num_splits must be from 1 to {MAX_SPLITS}, got {num_splits}; None chooses.")
+
+
+def check_tensors(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Check queries and stores against each other.
+
+    Args:
+        q: ``[n, heads, head_dim]``.
+        keys: Stores ``[m, kv_heads, head_dim]``.
+        values: Likewise.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices that do not fit.
     """
     if not keys or len(keys) != len(values):
         raise ValueError(f"keys and values must be as many stores, at least one, got {len(keys)} and {len(values)}.")
@@ -50,21 +128,23 @@ def check(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.
                 f"stores must have keys and values of one shape and the same kv_heads, got {list(k.shape)} and "
                 f"{list(v.shape)} in store {number} beside {kv_heads} heads in store 0."
             )
-        if k.shape[0] != schedule.sizes[number]:
-            raise ValueError(
-                f"the schedule was built for {schedule.sizes[number]} entries in store {number}, got {k.shape[0]}; "
-                "build it for these stores."
-            )
-    if any(schedule.sizes[len(keys) :]):
-        raise ValueError(f"the schedule was built for stores {schedule.sizes}, got {len(keys)} of them.")
-    group, rest = divmod(q.shape[1], kv_heads)
-    if rest or group % schedule.packed:
+
+
+def check_device(q: torch.Tensor) -> None:
+    """Check that kernels run where the tensors are.
+
+    Args:
+        q: ``[n, heads, head_dim]``.
+
+    Raises:
+        ValueError: Neither a GPU nor Triton's interpreter, or bfloat16 in the interpreter.
+    """
+    if q.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            f"heads must be a multiple of kv_heads, and heads per kv_head one of packed, got {q.shape[1]} heads, "
-            f"{kv_heads} kv_heads and packed={schedule.packed}."
+            f"impl='triton' needs CUDA tensors, got {q.device}; use impl='reference', or set TRITON_INTERPRET=1 before "
+            "Triton is imported to run it in the interpreter."
         )
-    if schedule.runs.shape[2] != q.shape[0] or schedule.runs.device != q.device:
-        raise ValueError(
-            f"the schedule must be for {q.shape[0]} queries on {q.device}, got {schedule.runs.shape[2]} on "
-            f"{schedule.runs.device}; build it for them, and move it with to()."
-        )
+    if q.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")

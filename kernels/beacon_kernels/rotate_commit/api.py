@@ -1,0 +1,80 @@
+"""The public function: checks, then the named implementation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from beacon_kernels.rotate_commit.autograd import gathered, rotate_commit_into_op
+from beacon_kernels.rotate_commit.gather import Gather
+from beacon_kernels.rotate_commit.reference import reference
+from beacon_kernels.rotate_commit.validation import check
+
+IMPLEMENTATIONS = ("triton", "reference")
+
+
+def rotate_commit(
+    k_sources: Sequence[torch.Tensor],
+    v_sources: Sequence[torch.Tensor] | None,
+    gather: Gather | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    *,
+    k_out: torch.Tensor | None = None,
+    v_out: torch.Tensor | None = None,
+    impl: str = "triton",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Take entries from a pool, rotate keys and copy values, in one launch.
+
+    Args:
+        k_sources: One to three tensors ``[n_i, heads, head_dim]``, float32, float16 or bfloat16, any strides but in
+            head_dim: the pool is one after the other, for example cached open entries, a pass's raw tokens, its
+            beacons.
+        v_sources: As many of the same shapes, or None: q is rotated that way.
+        gather: Which entries, from :func:`build_gather`, on the device of the sources; None takes all in order.
+        cos: ``[m, rotary_dim / 2]`` or ``[m, 1, rotary_dim / 2]``, one row per result, any row stride; channels past
+            rotary_dim are copied. None copies keys as well.
+        sin: Likewise.
+        k_out: ``[m, heads, head_dim]`` to write into, for example ``cache[start : start + m]``; None allocates.
+        v_out: Likewise for values.
+        impl: ``triton`` or ``reference``; an explicit choice never falls back.
+
+    Returns:
+        Keys ``[m, heads, head_dim]`` and values (None without v_sources) in the dtype of the sources: ``k_out`` and
+        ``v_out`` where given, else new tensors with gradients to the sources (none to cos and sin).
+
+    Raises:
+        NotImplementedError: Gradients through ``k_out`` and ``v_out``.
+        ValueError: Arguments that do not fit each other, or CPU tensors for compiled kernels.
+
+    Source: arXiv 2104.09864, equation 34, in the half-split layout.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
+    check(k_sources, v_sources, gather, cos, sin, k_out, v_out)
+    if cos is not None and sin is not None:
+        cos, sin = cos.flatten(0, -2), sin.flatten(0, -2)
+    if impl == "reference":
+        k, v = reference(k_sources, v_sources, None if gather is None else gather.index, cos, sin)
+        return k if k_out is None else k_out.copy_(k), v if v is None or v_out is None else v_out.copy_(v)
+    _check_device(k_sources[0])
+    keys, values = list(k_sources), list(v_sources or [])
+    if k_out is not None:
+        rotate_commit_into_op(keys, values, None if gather is None else gather.index, cos, sin, k_out, v_out)
+        return k_out, v_out
+    out = gathered(keys, values, gather, cos, sin)
+    return out[0], out[1] if values else None
+
+
+def _check_device(like: torch.Tensor) -> None:
+    if like.is_cuda:
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"impl='triton' needs CUDA tensors, got {like.device}; use impl='reference', or set TRITON_INTERPRET=1 "
+            "before Triton is imported to run it in the interpreter."
+        )
+    if like.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
