@@ -6,12 +6,13 @@ modules; with one they read a pass's raw tokens and beacons, packed as ``[1, n_r
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from beacon.attention import AttentionInputs, AttentionPath
+from beacon.attention import AttentionInputs, AttentionPath, MemoryParts, Rotation
 from beacon.families import Family
 from beacon.plan import Keys, Plan
 
@@ -101,15 +102,47 @@ class _OnDevice:
         cos, sin = rotary.table(torch.cat(positions), dtype)
         sizes = [len(position) for position in positions]
         self.tables = dict(zip(kinds, zip(cos.split(sizes), sin.split(sizes), strict=True), strict=True))
+        first = sizes[0] + sizes[1]
+        self.key_table = cos[first:], sin[first:]  # of raw slots, beacon slots and commits
         self.runs = {kind: _run(getattr(plan, kind)) for kind in (*kinds[2:], "opens")}
 
-    def take(self, pool: torch.Tensor, kind: str) -> torch.Tensor:
+    def take(self, pool: _Pool, kind: str) -> torch.Tensor:
         """The pool's entries of one kind; a view where they are one run."""
         run = self.runs[kind]
         if run is not None:
-            return pool[run]
+            return pool.run(run.start, run.stop)
         keys: Keys = getattr(self.plan, kind)
-        return pool.index_select(0, keys.pool)
+        return pool.joined.index_select(0, keys.pool)
+
+    def keys(self, pool: _Pool) -> list[torch.Tensor]:
+        """Keys of the raw slots, the beacon slots and the commits, rotated."""
+        kinds = ("raw_slots", "beacon_slots", "commits")
+        return [rotate(self.take(pool, kind), self.tables[kind]) for kind in kinds]
+
+
+class _Pool:
+    """Open windows' entries, then a pass's raw tokens, then its beacons: joined only where somebody has to."""
+
+    def __init__(self, sources: list[torch.Tensor]) -> None:
+        self.sources = [source for source in sources if len(source)] or sources[:1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    @cached_property
+    def joined(self) -> torch.Tensor:
+        """All entries, in memory of their own."""
+        return torch.cat(self.sources)
+
+    def run(self, start: int, stop: int) -> torch.Tensor:
+        """Entries ``[start, stop)``: a view, of one source if it can be."""
+        if stop - start < len(self):
+            first = 0
+            for source in self.sources:
+                if first <= start and stop <= first + len(source):
+                    return source[start - first : stop - first]
+                first += len(source)
+        return self.joined[start:stop]
 
 
 def _run(keys: Keys) -> slice | None:
@@ -134,12 +167,20 @@ class BeaconPass:
         rotary: The model's rotary embedding.
         attend: Implementation of attention.
         outputs: Whether anybody reads the last layer's raw outputs.
+        rotation: How the path rotates; None for plain PyTorch.
     """
 
     def __init__(
-        self, plan: Plan, stores: list[LayerStore], rotary: Rotary, attend: AttentionPath, outputs: bool
+        self,
+        plan: Plan,
+        stores: list[LayerStore],
+        rotary: Rotary,
+        attend: AttentionPath,
+        outputs: bool,
+        rotation: Rotation | None = None,
     ) -> None:
         self.plan, self.stores, self.rotary, self.attend, self.outputs = plan, stores, rotary, attend, outputs
+        self.rotation = rotation
         self.kept: dict[int, LayerStore] = {}
         self.beacon_input: torch.Tensor | None = None
         self._devices: dict[tuple[torch.device, torch.dtype], _OnDevice] = {}
@@ -158,7 +199,7 @@ class BeaconPass:
 
     def for_last_layer(self, beacon_input: torch.Tensor) -> BeaconPass:
         """The same pass for the last layer, whose beacons stop at keys and values."""
-        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs)
+        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs, self.rotation)
         last.kept, last._devices, last.beacon_input = self.kept, self._devices, beacon_input
         return last
 
@@ -198,16 +239,18 @@ class BeaconAttention(nn.Module):
             beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
         else:  # most decoded tokens bring no beacon
             beacon_q, beacon_k, beacon_v = None, raw_k[:0], raw_v[:0]
-        inputs = self._keep(beacon_pass, (raw_k, beacon_k), (raw_v, beacon_v))
+        stores, parts = self._keep(beacon_pass, (raw_k, beacon_k), (raw_v, beacon_v))
         if raw_q is None:
             return raw[:0]
         here = beacon_pass.on(raw_q)
+        turn = rotate if beacon_pass.rotation is None else beacon_pass.rotation.queries
         rotated = AttentionInputs(
-            rotate(raw_q, here.tables["raw"]),
-            None if beacon_q is None else rotate(beacon_q, here.tables["beacon"]),
-            *inputs,
+            turn(raw_q, here.tables["raw"]),
+            None if beacon_q is None else turn(beacon_q, here.tables["beacon"]),
+            *stores,
             scale=self.scaling,
             memo=here.memo,
+            parts=parts,
         )
         raw_out, beacon_out = beacon_pass.attend(rotated, here.plan)
         out: torch.Tensor = self.o_proj(raw_out.flatten(1))
@@ -244,31 +287,44 @@ class BeaconAttention(nn.Module):
 
     def _keep(
         self, beacon_pass: BeaconPass, new_k: tuple[torch.Tensor, ...], new_v: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[_Stores, MemoryParts | None]:
         """Rotate keys into both frames, keep memory and open window; returns the stores attention reads."""
         here, index = beacon_pass.on(new_k[0]), self.layer_idx
         plan = here.plan
         old = beacon_pass.stores[index] if beacon_pass.stores else LayerStore.empty(plan.rows, new_k[0])
-        k, v = torch.cat([*old.open_k, *new_k]), torch.cat([*old.open_v, *new_v])
-        if sum(plan.commit_counts):
-            commit_k = rotate(here.take(k, "commits"), here.tables["commits"]).split(plan.commit_counts)
-            commit_v = here.take(v, "commits").split(plan.commit_counts)
-            memory_k = [_joined(*pair) for pair in zip(old.memory_k, commit_k, strict=True)]
-            memory_v = [_joined(*pair) for pair in zip(old.memory_v, commit_v, strict=True)]
+        k, v = (_Pool([*_whole(cached), *new]) for cached, new in ((old.open_k, new_k), (old.open_v, new_v)))
+        if beacon_pass.rotation is None:
+            raw_k, beacon_k, commit_k = here.keys(k)
         else:
-            memory_k, memory_v = old.memory_k, old.memory_v
+            raw_k, beacon_k, commit_k = beacon_pass.rotation.keys(k.sources, plan, here.key_table, here.memo)
+        parts = None
+        memory_k, memory_v = old.memory_k, old.memory_v
+        if sum(plan.commit_counts):
+            parts = MemoryParts(memory_k, memory_v, commit_k, here.take(v, "commits"))
+            memory_k = [_joined(*pair) for pair in zip(memory_k, parts.new_k.split(plan.commit_counts), strict=True)]
+            memory_v = [_joined(*pair) for pair in zip(memory_v, parts.new_v.split(plan.commit_counts), strict=True)]
         open_k, open_v = (_rows(here.take(pool, "opens"), plan.open_counts, pool) for pool in (k, v))
         beacon_pass.kept[index] = LayerStore(memory_k, memory_v, open_k, open_v)
-        raw_k = rotate(here.take(k, "raw_slots"), here.tables["raw_slots"])
-        beacon_k = rotate(here.take(k, "beacon_slots"), here.tables["beacon_slots"])
-        return raw_k, here.take(v, "raw_slots"), beacon_k, here.take(v, "beacon_slots"), memory_k, memory_v
+        raw_v, beacon_v = here.take(v, "raw_slots"), here.take(v, "beacon_slots")
+        return (raw_k, raw_v, beacon_k, beacon_v, memory_k, memory_v), parts
+
+
+# Raw keys and values, beacon keys and values, then memory keys and values of every row.
+_Stores: TypeAlias = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]
+]
+
+
+def _whole(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The open windows' entries of all rows as one source."""
+    return rows if len(rows) == 1 else [torch.cat(rows)]
 
 
 def _joined(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([old, new]) if len(new) else old
 
 
-def _rows(entries: torch.Tensor, counts: tuple[int, ...], pool: torch.Tensor) -> list[torch.Tensor]:
+def _rows(entries: torch.Tensor, counts: tuple[int, ...], pool: _Pool) -> list[torch.Tensor]:
     """Each row's share of the entries, copied: a view would keep the whole pool, unless it is the whole pool."""
     if counts == (len(pool),):
         return [entries]

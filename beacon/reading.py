@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from beacon.attention import choose_path, load_path
+from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
 from beacon.modules import BeaconPass, Rotary
 from beacon.plan import RowState, Span, WindowStep, build_plan, schedule
@@ -196,7 +196,8 @@ def read(
         after.attention_path = choose_path(
             config.attention_path, plan, device=packed.device, dtype=dtype, head_dim=attention.head_dim
         )
-        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(after.attention_path), outputs)
+        path = after.attention_path
+        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path))
         out = _run(model, packed[at.to(packed.device)], beacon_pass)
         after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
         states = ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -237,8 +238,10 @@ def test_wrap_checks_the_native_context_and_wraps_once() -> None:
         beacon.wrap(model, fixed())
 
 
-def test_wrap_refuses_what_could_fail_only_in_the_middle_of_a_text() -> None:
-    with pytest.raises(NotImplementedError, match="attention_path='triton' is not built yet"):
-        beacon.wrap(tiny_model(), fixed(attention_path="triton"))
+def test_wrap_refuses_what_could_fail_only_in_the_middle_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="needs the triton package"):
+            beacon.wrap(tiny_model(), fixed(attention_path="triton"))
     with pytest.raises(ValueError, match="native_context must not exceed 128 with a sliding window, got 256"):
         beacon.wrap(tiny_model("mistral-sliding"), fixed(native_context=256))

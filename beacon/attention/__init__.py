@@ -4,11 +4,11 @@ Each takes :class:`AttentionInputs` and a plan and returns the outputs of raw to
 
 ========== ================================================================================================
 reference  The definition: one dense mask, float64-capable, for tests.
+triton     This project's kernels (`beacon.attention.kernels`). ``auto`` on CUDA in float16 and bfloat16.
 sdpa       PyTorch's scaled_dot_product_attention, window by window. Any device; ``auto`` on a CPU.
-flex       FlexAttention, all windows in one fused call. ``auto`` on CUDA for more than a block of queries;
-           on a CPU unfused and without gradients, for tests.
+flex       FlexAttention, all windows in one fused call. ``auto`` on CUDA in float32, for more than a block of
+           queries; on a CPU unfused and without gradients, for tests.
 flash      The flash-attn package, for plans in plain causal order. CUDA, float16 and bfloat16.
-triton     Reserved.
 ========== ================================================================================================
 """
 
@@ -17,19 +17,33 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from functools import cache
 
 import torch
 
-from beacon.attention.inputs import AttentionInputs, AttentionPath, Outputs
+from beacon.attention.inputs import AttentionInputs, AttentionPath, MemoryParts, Outputs, Rotation
 from beacon.config import ATTENTION_PATHS
 from beacon.plan import Plan
 
-__all__ = ["AttentionInputs", "AttentionPath", "Outputs", "check_path", "choose_path", "load_path"]
+__all__ = [
+    "AttentionInputs",
+    "AttentionPath",
+    "MemoryParts",
+    "Outputs",
+    "Rotation",
+    "check_path",
+    "choose_path",
+    "load_path",
+    "load_rotation",
+]
 
 # Up to one block of queries (decoding above all) flex would compute one row of blocks: sdpa needs no block mask.
 FLEX_QUERIES = 129
 FLEX_HEAD_DIM = 16
+TRITON_HEAD_DIM = 256  # the largest that the kernels have tiles for
+TRITON_CAPABILITY = (8, 0)  # Ampere
+MODULES = {"triton": "kernels"}  # a file triton.py would shadow the package
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +60,22 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
 
     Raises:
         ImportError: The named path needs a package that is not installed.
-        NotImplementedError: The named path cannot compute this plan here or is not built yet.
+        NotImplementedError: The named path cannot compute this plan here.
         ValueError: There is no path of that name.
     """
     check_path(requested)
     if requested == "auto":
-        chosen = "flex" if _flex_serves(plan, device, dtype, head_dim) else "sdpa"
+        chosen = "sdpa"
+        if _triton_serves(device, dtype, head_dim):
+            chosen = "triton"
+        elif _flex_serves(plan, device, dtype, head_dim):
+            chosen = "flex"
         _announce(chosen, device.type)
         return chosen
     if requested == "flash":
         _check_flash(plan, device)
+    if requested == "triton":
+        _check_triton(device)
     return requested
 
 
@@ -64,14 +84,14 @@ def check_path(requested: str) -> None:
 
     Raises:
         ImportError: It needs a package that is not installed.
-        NotImplementedError: It is not built yet.
         ValueError: There is no path of that name.
     """
     if requested not in ATTENTION_PATHS:
         raise ValueError(f"attention_path must be one of {', '.join(ATTENTION_PATHS)}, got {requested!r}.")
-    if requested == "triton":
-        raise NotImplementedError(
-            "attention_path='triton' is not built yet; use attention_path='auto', 'sdpa' or (on a GPU) 'flex'."
+    if requested == "triton" and importlib.util.find_spec("triton") is None:
+        raise ImportError(
+            "attention_path='triton' needs the triton package, which is not installed; "
+            "pip install 'activation-beacon[kernels]' or use attention_path='auto'."
         )
     if requested == "flash" and importlib.util.find_spec("flash_attn") is None:
         raise ImportError(
@@ -83,8 +103,34 @@ def check_path(requested: str) -> None:
 @cache
 def load_path(name: str) -> AttentionPath:
     """The function behind the name of a path (imported on first use)."""
-    path: AttentionPath = importlib.import_module(f"beacon.attention.{name}").attend
+    path: AttentionPath = importlib.import_module(f"beacon.attention.{MODULES.get(name, name)}").attend
     return path
+
+
+@cache
+def load_rotation(name: str) -> Rotation | None:
+    """How the path of that name rotates; None for plain PyTorch."""
+    module = importlib.import_module(f"beacon.attention.{MODULES.get(name, name)}")
+    rotation: Rotation | None = getattr(module, "ROTATION", None)
+    return rotation
+
+
+def _triton_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_dim <= TRITON_HEAD_DIM
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= TRITON_CAPABILITY
+    )
+
+
+def _check_triton(device: torch.device) -> None:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(
+            f"attention_path='triton' needs a CUDA device, got {device.type!r}; move the model to a GPU, use "
+            "attention_path='auto', or set TRITON_INTERPRET=1 before Triton is imported (slow, for tests)."
+        )
 
 
 def _flex_serves(plan: Plan, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -160,10 +160,7 @@ def _whole(stores: list[torch.Tensor]) -> torch.Tensor:
 
 def _check(inputs: AttentionInputs) -> None:
     device = inputs.raw_q.device.type
-    tensors = (inputs.raw_q, inputs.beacon_q, inputs.raw_k, inputs.raw_v, inputs.beacon_k, inputs.beacon_v)
-    stores = (*tensors, *inputs.memory_k, *inputs.memory_v)
-    records = torch.is_grad_enabled() and any(store is not None and store.requires_grad for store in stores)
-    if device == "cpu" and records:
+    if device == "cpu" and inputs.records:
         raise NotImplementedError(
             "attention_path='flex' computes no gradients on a CPU; use attention_path='sdpa' or 'auto' to train there."
         )

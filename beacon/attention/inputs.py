@@ -12,6 +12,23 @@ from beacon.plan import Plan, Queries
 
 
 @dataclass(frozen=True)
+class MemoryParts:
+    """The memory before it is joined, for paths that read it as two stores.
+
+    Args:
+        old_k: Keys committed by earlier passes in memory frame, one ``[m, kv_heads, head_dim]`` per row.
+        old_v: Their values.
+        new_k: Keys that this pass commits, packed row after row ``[m, kv_heads, head_dim]``.
+        new_v: Their values.
+    """
+
+    old_k: list[torch.Tensor]
+    old_v: list[torch.Tensor]
+    new_k: torch.Tensor
+    new_v: torch.Tensor
+
+
+@dataclass(frozen=True)
 class AttentionInputs:
     """Rotated queries and the stores of keys and values of one layer (see :mod:`beacon.plan.layout`).
 
@@ -26,6 +43,7 @@ class AttentionInputs:
         memory_v: Their values.
         scale: Factor of the logits (softmax_scale).
         memo: Scratch shared by the layers of one pass (masks are the same in all of them).
+        parts: The memory before it is joined, if anything is committed.
     """
 
     raw_q: torch.Tensor
@@ -38,6 +56,31 @@ class AttentionInputs:
     memory_v: list[torch.Tensor]
     scale: float
     memo: dict[Any, Any] = field(default_factory=dict)
+    parts: MemoryParts | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether gradients are recorded."""
+        own = (self.raw_q, self.beacon_q, self.raw_k, self.raw_v, self.beacon_k, self.beacon_v)
+        tensors = (*own, *self.memory_k, *self.memory_v)
+        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+Table: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # cos and sin, two of [n, 1, rotary_dim]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How a path rotates, in place of plain PyTorch.
+
+    Args:
+        queries: From ``[n, heads, head_dim]`` and its table, the rotated queries.
+        keys: From the pool's sources, the plan, the table of raw slots, beacon slots and commits one after the other,
+            and a memo as above: these keys, rotated.
+    """
+
+    queries: Callable[[torch.Tensor, Table], torch.Tensor]
+    keys: Callable[[list[torch.Tensor], Plan, Table, dict[Any, Any]], list[torch.Tensor]]
 
 
 Outputs: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]

@@ -106,6 +106,7 @@ class Plan:
         commit_counts: New memory entries per row.
         open_counts: Open entries per row after the pass.
         blocks: The windows.
+        original: The plan on the CPU, where this is a copy on another device.
     """
 
     config: BeaconConfig
@@ -119,6 +120,12 @@ class Plan:
     commit_counts: tuple[int, ...]
     open_counts: tuple[int, ...]
     blocks: tuple[Block, ...]
+    original: Plan | None = None
+
+    @property
+    def host(self) -> Plan:
+        """The same plan on the CPU: work lists are made there, and nothing is read back from a GPU."""
+        return self if self.original is None else self.original
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its tensors on another device."""
@@ -132,6 +139,7 @@ class Plan:
             beacon_slots=self.beacon_slots.to(device),
             commits=self.commits.to(device),
             opens=self.opens.to(device),
+            original=self.host,
         )
 
     @cached_property

@@ -107,7 +107,7 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows
 
     Args:
         kernel: A key of ``TABLES``.
-        head_dim: Channels per head.
+        head_dim: Channels per head; between two of ``HEAD_DIMS`` the larger one's tile serves.
         itemsize: Bytes per element of q, k and v.
         capability: Compute capability as in 80, 86, 90.
         rows: Rows that a tile of queries would have; where they fit the kernel's narrow tile, that one is taken.
@@ -115,17 +115,18 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows
     Raises:
         ValueError: No tile for this head_dim or element size, or a GPU older than Ampere.
     """
-    if (head_dim, itemsize) not in TABLES[kernel]:
+    served = next((dim for dim in HEAD_DIMS if 0 < head_dim <= dim), 0)
+    if (served, itemsize) not in TABLES[kernel]:
         raise ValueError(
-            f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))} in float16, bfloat16 or float32, got "
-            f"head_dim={head_dim} with {itemsize} bytes per element; use another attention path."
+            f"head_dim must be at most {HEAD_DIMS[-1]} in float16, bfloat16 or float32, got head_dim={head_dim} with "
+            f"{itemsize} bytes per element; use another attention path."
         )
     if capability < 80:
         raise ValueError(
             f"the kernels need compute capability 8.0 or more, got {capability / 10}; use another attention path."
         )
     narrow = TABLES.get(f"{kernel}_narrow")
-    if narrow is not None and rows is not None and rows <= narrow[head_dim, itemsize][0].block_m:
+    if narrow is not None and rows is not None and rows <= narrow[served, itemsize][0].block_m:
         kernel = f"{kernel}_narrow"
-    ampere, hopper = TABLES[kernel][head_dim, itemsize]
+    ampere, hopper = TABLES[kernel][served, itemsize]
     return hopper if capability >= 90 else ampere

@@ -16,10 +16,14 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import beacon
-from beacon.attention import choose_path, flash, flex, load_path, reference, sdpa
+from beacon.attention import MemoryParts, choose_path, flash, flex, kernels, load_path, load_rotation, reference, sdpa
+from beacon.attention.inputs import AttentionInputs, Outputs
 from beacon.config import ATTENTION_PATHS
+from beacon.modules import Rotary, _OnDevice, _Pool, rotate
+from beacon.plan import Keys, Plan
 from tests.attention.plans import CASES, INTERLEAVE, Case, leaves, tensors
 
+INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BY_NAME = {case.name: case for case in CASES}
 DTYPES = (torch.float32, torch.float64)
@@ -87,7 +91,9 @@ def quick_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
-def compare(attend: Any, case: Case, dtype: torch.dtype, *, heads: int = 4, gradients: bool, beacons: bool) -> None:
+def compare(
+    attend: Any, case: Case, dtype: torch.dtype, *, heads: int = 4, gradients: bool, beacons: bool = True
+) -> None:
     """Outputs (and gradients) of every call: at most twice the reference's error in the same dtype, and rounding."""
     for plan, memory in case.plans():
         results = []
@@ -119,6 +125,64 @@ def test_sdpa(case: Case, beacons: bool) -> None:
 @pytest.mark.parametrize("beacons", [True, False], ids=["all", "last-layer"])
 def test_sdpa_with_gradients(case: Case, beacons: bool) -> None:
     compare(sdpa.attend, case, torch.float64, gradients=True, beacons=beacons)
+
+
+def attend_in_parts(inputs: AttentionInputs, plan: Plan) -> Outputs:
+    """The kernels, with the memory as a pass hands it over: earlier rows, and what it commits in one piece."""
+    old_k, new_k, old_v, new_v = [], [], [], []
+    for k, v, count in zip(inputs.memory_k, inputs.memory_v, plan.commit_counts, strict=True):
+        for old, new, both in ((old_k, new_k, k), (old_v, new_v, v)):
+            old.append(both[: len(both) - count])
+            new.append(both[len(both) - count :])
+    return kernels.attend(replace(inputs, parts=MemoryParts(old_k, old_v, torch.cat(new_k), torch.cat(new_v))), plan)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_triton(case: Case) -> None:
+    compare(attend_in_parts, case, torch.float32, gradients=True, beacons=True)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("name", ["overlapping-windows-and-sinks", "interleave", "raw-only"])
+def test_triton_without_gradients(name: str) -> None:
+    """Single tokens take the decoding kernel; the last layer has no beacon queries."""
+    compare(kernels.attend, BY_NAME[name], torch.float32, gradients=False, beacons=False)
+    compare(attend_in_parts, replace(BY_NAME[name], cuts=((9, 9), (3, 3), (1, 0))), torch.float16, gradients=False)
+
+
+def test_which_passes_take_the_decoding_kernel() -> None:
+    case = replace(BY_NAME["interleave"], cuts=((29, 10), (1, 0), (1, 1), (2, 23), (3, 3), (17, 17)))
+    assert [kernels.decoded(plan) for plan, _ in case.plans()] == [0, 1, 1, 0, 3, 0]
+
+
+def kinds(plan: Plan) -> list[Keys]:
+    return [plan.raw_slots, plan.beacon_slots, plan.commits]
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rotation_by_kernels(case: Case) -> None:
+    """Keys gathered and rotated in one launch are those of plain PyTorch, and so are gradients."""
+    for plan, _ in case.plans():
+        pool = (
+            sum(plan.open_counts)
+            if not len(plan.raw)
+            else 1 + int(torch.cat([keys.pool for keys in kinds(plan)]).max())
+        )
+        results = []
+        for path in (None, load_rotation("triton")):
+            here = _OnDevice(plan, Rotary(torch.linspace(1.0, 0.1, 8)), CPU, torch.float32)
+            sources = [torch.randn(count, 2, 16, generator=torch.Generator().manual_seed(count)) for count in (2, pool)]
+            leaves = [source.requires_grad_() for source in sources]
+            keys = here.keys(_Pool(leaves)) if path is None else path.keys(leaves, plan, here.key_table, here.memo)
+            q = leaves[0][:1].expand(len(plan.raw), -1, -1)
+            turned = rotate(q, here.tables["raw"]) if path is None else path.queries(q, here.tables["raw"])
+            found = [*keys, turned]
+            sum(out.square().sum() * (i + 1) + out.sum() for i, out in enumerate(found)).backward()
+            results.append([*found, *(leaf.grad for leaf in leaves)])
+        for plain, fused in zip(*results, strict=True):
+            torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("quick_flex")
@@ -342,6 +406,17 @@ def test_auto_takes_sdpa_on_a_cpu() -> None:
 
 
 @pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_takes_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose("auto", LONG, device=GPU, dtype=dtype) == "triton"
+    assert choose("auto", replace(LONG, cuts=((1,),)), device=GPU, dtype=dtype) == "triton"
+    assert choose("auto", LONG, device=GPU, dtype=dtype, head_dim=288) == "flex"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose("auto", LONG, device=GPU, dtype=dtype) == "flex"
+
+
+@pytest.mark.usefixtures("triton")
 def test_auto_takes_flex_on_a_gpu_where_it_serves() -> None:
     assert choose("auto", LONG, device=GPU) == "flex"
     assert choose("auto", LONG, device=GPU, head_dim=8) == "sdpa"
@@ -392,9 +467,14 @@ def test_flash_serves_plain_causal_plans_on_a_gpu(case: Case) -> None:
             choose("flash", case, device=GPU)
 
 
-def test_triton_is_reserved() -> None:
-    with pytest.raises(NotImplementedError, match="not built yet"):
+def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("triton", device=GPU) == "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(NotImplementedError, match="needs a CUDA device, got 'cpu'"):
         choose("triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs the triton package"):
+        choose("triton", device=GPU)
 
 
 def test_unknown_names_are_refused() -> None:

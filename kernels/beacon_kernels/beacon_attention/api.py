@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,7 @@ import torch
 from beacon_kernels.beacon_attention.autograd import attend
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.schedule import Schedule
-from beacon_kernels.beacon_attention.validation import check
-from beacon_kernels.tiles import tile_for
+from beacon_kernels.beacon_attention.validation import check, check_device
 
 IMPLEMENTATIONS = ("triton", "reference")
 
@@ -60,14 +58,5 @@ def beacon_attention(
             "gradients need a schedule with a backward pass, got one without; build it with gradients=True, or compute "
             "under torch.no_grad()."
         )
-    if q.is_cuda:
-        major, minor = torch.cuda.get_device_capability(q.device)
-        tile_for("forward", q.shape[2], q.element_size(), 10 * major + minor)  # refuses what it has no tile for
-    elif os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"impl='triton' needs CUDA tensors, got {q.device}; use impl='reference', or set TRITON_INTERPRET=1 before "
-            "Triton is imported to run it in the interpreter."
-        )
-    elif q.dtype == torch.bfloat16:
-        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
+    check_device(q)
     return attend(q, list(keys), list(values), schedule, scale)

@@ -248,7 +248,7 @@ def constants(tile: Tile, head_dim: int, group: int) -> dict[str, int]:
     return {
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),  # tl.dot takes no fewer
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }

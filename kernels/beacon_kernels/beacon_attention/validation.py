@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from beacon_kernels.beacon_attention.schedule import STORES, Schedule
+from beacon_kernels.tiles import HEAD_DIMS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_SPLITS = 65535  # programs along the second axis of a CUDA grid
@@ -117,6 +118,10 @@ def check_tensors(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequenc
             )
         if tensor.shape[2] != q.shape[2]:
             raise ValueError(f"head_dim must be the same, got {tensor.shape[2]} in {name} and {q.shape[2]} in q.")
+        if not 1 <= tensor.shape[2] <= HEAD_DIMS[-1]:
+            raise ValueError(
+                f"head_dim must be from 1 to {HEAD_DIMS[-1]}, got {tensor.shape[2]} in {name}; take another path."
+            )
         if tensor.shape[2] > 1 and tensor.stride(2) != 1:
             raise ValueError(
                 f"head_dim must be contiguous, got stride {tensor.stride(2)} in {name}; call contiguous()."
