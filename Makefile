@@ -1,8 +1,11 @@
 # `make demo` and `make test` need nothing but make and Python 3.11+: they build $(VENV) first.
 #   make demo ARGS="--file book.txt"    make test PYTEST_ARGS="-n 2 -k cache"    make test PYTHON=python3.13
+# With GPU_PYTHON=python3 the GPU targets take an interpreter that has PyTorch and Triton, and build nothing:
+#   make bench-gpu GPU_PYTHON=python3 ARGS="--budget-seconds 300"
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(BIN)/python
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -12,13 +15,15 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	if "$$p" -c '$(usable)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean distclean
+.PHONY: help demo test lint format clean distclean bench-gpu bench-gpu-full tune-gpu
 
 help:
 	@echo "make demo       run the shipped model on a long text (tables, figure, HTML report)"
 	@echo "make test       lint, type check and run the tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff fix and format the code"
+	@echo "make bench-gpu  check and measure the kernels on this GPU, minutes; bench-gpu-full goes through the whole grid"
+	@echo "make tune-gpu   find this GPU's tiles and write them into the table"
 	@echo "make clean      remove caches and build output; distclean also removes $(VENV)"
 
 demo: $(VENV)/.demo
@@ -35,6 +40,12 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-gpu: gpu_command := bench
+bench-gpu-full: gpu_command := full
+tune-gpu: gpu_command := tune
+bench-gpu bench-gpu-full tune-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu $(gpu_command) $(ARGS)
 
 $(VENV)/.created:
 	@"$(PYTHON)" -c '$(usable)' || { \

@@ -1,0 +1,1 @@
+"""Measurements of the kernels, the ceilings and their peers. See README.md."""
