@@ -251,9 +251,9 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong("num_splits must be from 1 to 65535, got 0", num_splits=0)
     wrong("no gradients, .* use beacon_attention", NotImplementedError, q=call.q.clone().requires_grad_())
     wrong("no gradients", NotImplementedError, keys=[call.keys[0].clone().requires_grad_()], impl="reference")
-    narrow = {name: [t[..., :8].contiguous() for t in call.keys] for name in ("keys", "values")}
+    wide = {name: [torch.zeros(5, 2, 288)] for name in ("keys", "values")}
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    wrong("head_dim must be one of 64, 96, 128, 256", q=call.q[..., :8].contiguous(), **narrow)
+    wrong("head_dim must be from 1 to 256, got 288 in q", q=torch.zeros(4, 4, 288), **wide)
     low = call.to(torch.bfloat16)
     wrong("computes bfloat16 wrongly", q=low.q, keys=low.keys, values=low.values)
     monkeypatch.delenv("TRITON_INTERPRET")
