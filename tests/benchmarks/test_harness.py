@@ -14,19 +14,19 @@ pytest.importorskip("triton")
 
 from beacon_kernels import tiles
 from beacon_kernels.tiles import TABLES, Tile
-from benchmarks import bench, correctness
-from benchmarks.aims import AIMS, figures, reached, sizes_of
-from benchmarks.attempts import Attempt, Implementation, Unavailable, attempt, difference
-from benchmarks.candidates import CANDIDATES, candidates
-from benchmarks.cases import GRID, HEADLINE, KERNELS, Cell
-from benchmarks.comparisons import Sizes, _calls, _schedule, quotient
-from benchmarks.flex_peer import _packed, _unpacked
+from benchmarks.gpu import bench, correctness
+from benchmarks.gpu.aims import AIMS, figures, reached, sizes_of
+from benchmarks.gpu.attempts import Attempt, Implementation, Unavailable, attempt, difference
+from benchmarks.gpu.candidates import CANDIDATES, candidates
+from benchmarks.gpu.cases import GRID, HEADLINE, KERNELS, Cell
+from benchmarks.gpu.comparisons import Sizes, _calls, _schedule, quotient
+from benchmarks.gpu.flex_peer import _packed, _unpacked
+from benchmarks.gpu.peers import square_length
+from benchmarks.gpu.plans import read_text, sights
+from benchmarks.gpu.retile import SOURCE, Entry, retiled, written
 from benchmarks.machine import Stamp
 from benchmarks.measure import Spread
-from benchmarks.peers import square_length
-from benchmarks.plans import read_text, sights
 from benchmarks.results import Results, Row, latest, read
-from benchmarks.retile import SOURCE, Entry, retiled, written
 
 CPU = torch.device("cpu")
 CELL = Cell("decode", 4, 64, 2, 1, 64, "float32", window=16)

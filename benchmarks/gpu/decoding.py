@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from beacon_kernels.beacon_attention import beacon_decode
-from benchmarks.attempts import Attempt, Unavailable
-from benchmarks.cases import Cell
+from benchmarks.gpu.attempts import Attempt, Unavailable
+from benchmarks.gpu.cases import Cell
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from beacon import BeaconConfig
 from beacon.attention import AttentionInputs
 from beacon.plan import Plan, Queries, RowState, Span, build_plan, schedule
-from benchmarks.cases import Cell
+from benchmarks.gpu.cases import Cell
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from beacon_kernels.beacon_attention import Schedule, beacon_attention, beacon_d
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.rotate_commit import build_gather, rotate_commit
 from beacon_kernels.rotate_commit.reference import reference as rotated
-from benchmarks.plans import Sight, sights
+from benchmarks.gpu.plans import Sight, sights
 from tests.attention.plans import Case
 
 Pair: TypeAlias = tuple[torch.Tensor, Any]  # keys and values

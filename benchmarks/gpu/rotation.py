@@ -8,9 +8,9 @@ import torch
 
 from beacon.modules import Rotary, rotate
 from beacon_kernels.rotate_commit import build_gather, rotate_commit
-from benchmarks.attempts import Attempt
-from benchmarks.cases import Cell
-from benchmarks.plans import read_text
+from benchmarks.gpu.attempts import Attempt
+from benchmarks.gpu.cases import Cell
+from benchmarks.gpu.plans import read_text
 
 BASE = 10_000.0
 

@@ -10,10 +10,10 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from beacon.attention.flex import BLOCK, block_mask
-from benchmarks.attempts import Attempt, Unavailable
-from benchmarks.cases import FLOPS
+from benchmarks.gpu.attempts import Attempt, Unavailable
+from benchmarks.gpu.cases import FLOPS
+from benchmarks.gpu.plans import Reading
 from benchmarks.measure import time_on_host
-from benchmarks.plans import Reading
 
 
 def flex(reading: Reading) -> Attempt:

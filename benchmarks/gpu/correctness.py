@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from beacon.plan import Span
-from benchmarks.attempts import said
-from benchmarks.comparisons import Sizes, backward, decode, forward, rotate
+from benchmarks.gpu.attempts import said
+from benchmarks.gpu.comparisons import Sizes, backward, decode, forward, rotate
 from tests.attention.plans import CASES, Case
 
 SCALE = 16  # windows of the tests' plans are 16 tokens: on a GPU they fill several tiles

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, table
-from benchmarks.attempts import Outcome, attempt, difference
-from benchmarks.cases import KERNELS, REHEARSAL, Cell
-from benchmarks.correctness import checks
-from benchmarks.implementations import DRAW, IMPLEMENTATIONS
+from benchmarks.gpu import ceilings, table
+from benchmarks.gpu.attempts import Outcome, attempt, difference
+from benchmarks.gpu.cases import KERNELS, REHEARSAL, Cell
+from benchmarks.gpu.correctness import checks
+from benchmarks.gpu.implementations import DRAW, IMPLEMENTATIONS
 from benchmarks.measure import Spread, alive, settle
 from benchmarks.results import OURS, Results, Row, latest, read
 
@@ -124,7 +124,7 @@ def show(path: Path, cases: Sequence[str]) -> None:
     """Figures where matplotlib is there, then the table of these cases."""
     rows = latest(read(path))
     try:
-        from benchmarks.plots import draw
+        from benchmarks.gpu.plots import draw
 
         for figure in draw(path):
             say(f"figure {figure}")

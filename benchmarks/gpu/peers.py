@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from beacon.attention import AttentionInputs, load_path
 from beacon.attention.reference import visible
-from benchmarks.attempts import Attempt, Unavailable
-from benchmarks.cases import FLOPS
-from benchmarks.plans import Reading
+from benchmarks.gpu.attempts import Attempt, Unavailable
+from benchmarks.gpu.cases import FLOPS
+from benchmarks.gpu.plans import Reading
 
 MASKED_LENGTH = 32 * 1024  # a materialised mask of more tokens is 14 GB and up
 REFUSALS = ("No available kernel", "No viable backend")  # how scaled_dot_product_attention says so

@@ -1,6 +1,6 @@
 """Figures of a file of results, from its rows only.
 
-python -m benchmarks.plots benchmarks/results/<machine>/kernels.csv
+python -m benchmarks.gpu.plots benchmarks/results/<machine>/kernels.csv
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.aims import figures, rate
-from benchmarks.ceilings import COPY, PRODUCT
-from benchmarks.implementations import GRAPH
+from benchmarks.gpu.aims import figures, rate
+from benchmarks.gpu.ceilings import COPY, PRODUCT
+from benchmarks.gpu.implementations import GRAPH
 from benchmarks.results import OURS, latest, read
 
 COLOURS = {

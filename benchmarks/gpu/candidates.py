@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from beacon_kernels.tiles import Tile
-from benchmarks.retile import Entry
+from benchmarks.gpu.retile import Entry
 
 PERSISTENT = (0, 1, 2)  # programs per multiprocessor
 CANDIDATES = {  # block_m (0: the table's own), block_n, num_warps, num_stages

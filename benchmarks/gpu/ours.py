@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from beacon_kernels.beacon_attention import Schedule, beacon_attention, schedule_for
-from benchmarks.attempts import Attempt
-from benchmarks.cases import FLOPS
+from benchmarks.gpu.attempts import Attempt
+from benchmarks.gpu.cases import FLOPS
+from benchmarks.gpu.plans import Reading, Sight
 from benchmarks.measure import time_on_host
-from benchmarks.plans import Reading, Sight
 
 RAW, BEACONS = 0, 1
 

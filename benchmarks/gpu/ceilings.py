@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import ours, plans
-from benchmarks.attempts import UNITS
-from benchmarks.cases import Cell
+from benchmarks.gpu import ours, plans
+from benchmarks.gpu.attempts import UNITS
+from benchmarks.gpu.cases import Cell
 from benchmarks.measure import Spread, time_call, time_on_host
 from benchmarks.results import OURS, Row
 

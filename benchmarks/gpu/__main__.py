@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = {"bench": 420.0, "full": float("inf"), "tune": float("inf")}
 REHEARSAL_BUDGET = 600.0
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace, device: torch.device) -> int:
-    from benchmarks.bench import Budget, check_kernels, measure_ceilings, measure_cells, say, show
-    from benchmarks.cases import GRID, HEADLINE, KERNELS, REHEARSAL, REHEARSAL_GRID
+    from benchmarks.gpu.bench import Budget, check_kernels, measure_ceilings, measure_cells, say, show
+    from benchmarks.gpu.cases import GRID, HEADLINE, KERNELS, REHEARSAL, REHEARSAL_GRID
     from benchmarks.machine import slug, stamp
     from benchmarks.results import Results
 
@@ -75,10 +75,10 @@ def _bench(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def _tune(options: argparse.Namespace, device: torch.device) -> int:
-    from benchmarks.bench import Budget, say
+    from benchmarks.gpu.bench import Budget, say
+    from benchmarks.gpu.tune import tune
     from benchmarks.machine import slug, stamp
     from benchmarks.results import Results
-    from benchmarks.tune import tune
 
     mark = stamp(device, options.commit)
     results = Results(_folder(options, slug(mark.machine)) / "tiles.csv", mark)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.aims import AIMS, Aim, figures, over, rate, reached, sizes_of
-from benchmarks.implementations import GRAPH
+from benchmarks.gpu.aims import AIMS, Aim, figures, over, rate, reached, sizes_of
+from benchmarks.gpu.implementations import GRAPH
 from benchmarks.machine import REHEARSAL
 from benchmarks.results import OURS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.ceilings import COPY, HOST
-from benchmarks.implementations import DENSE, GRAPH
+from benchmarks.gpu.ceilings import COPY, HOST
+from benchmarks.gpu.implementations import DENSE, GRAPH
 from benchmarks.results import OURS
 
 ANY = (0.0, float("inf"))

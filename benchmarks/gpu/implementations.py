@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from benchmarks import decoding, ours, peers, plans, rotation
-from benchmarks.attempts import Implementation
-from benchmarks.cases import Cell
-from benchmarks.flex_peer import flex
+from benchmarks.gpu import decoding, ours, peers, plans, rotation
+from benchmarks.gpu.attempts import Implementation
+from benchmarks.gpu.cases import Cell
+from benchmarks.gpu.flex_peer import flex
 from benchmarks.results import OURS
 
 DENSE = ("cudnn", "flash", "flash-attn", "flash-attn-3")  # dense causal attention of as many visible pairs

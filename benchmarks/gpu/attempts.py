@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Cell
+from benchmarks.gpu.cases import Cell
 from benchmarks.measure import Call, Spread, alive, captured, first_call, peak_mb, settle, time_call
 from benchmarks.results import Row
 

@@ -16,16 +16,16 @@ import torch
 
 from beacon_kernels.testing import SHARED_LIMITS
 from beacon_kernels.tiles import ARCHITECTURES, TABLES, Tile
-from benchmarks import decoding, ours, plans
-from benchmarks.attempts import Implementation, attempt
-from benchmarks.bench import LOST, Budget, say
-from benchmarks.candidates import CANDIDATES, candidates, persistent
-from benchmarks.cases import Cell, K
-from benchmarks.comparisons import Sizes
-from benchmarks.correctness import check_tiles
+from benchmarks.gpu import decoding, ours, plans
+from benchmarks.gpu.attempts import Implementation, attempt
+from benchmarks.gpu.bench import LOST, Budget, say
+from benchmarks.gpu.candidates import CANDIDATES, candidates, persistent
+from benchmarks.gpu.cases import Cell, K
+from benchmarks.gpu.comparisons import Sizes
+from benchmarks.gpu.correctness import check_tiles
+from benchmarks.gpu.retile import Entry, written
 from benchmarks.measure import alive
 from benchmarks.results import OURS, Results, Row
-from benchmarks.retile import Entry, written
 
 MARGIN = 1.02
 FAR = 1.15  # times the best so far on the first cell: no further cells
