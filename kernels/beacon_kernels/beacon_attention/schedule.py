@@ -178,7 +178,7 @@ def build_schedule(
 
 def _check(lo_hi: torch.Tensor, sizes: Sequence[int]) -> None:
     for store, size in enumerate(sizes):
-        lo, hi = lo_hi[store]
+        lo, hi = lo_hi[store, 0], lo_hi[store, 1]
         bad = ((lo < hi) & ((lo < 0) | (hi > size))).nonzero()
         if len(bad):
             query = int(bad[0])
@@ -189,12 +189,14 @@ def _check(lo_hi: torch.Tensor, sizes: Sequence[int]) -> None:
 
 
 def _query_work(lo_hi: torch.Tensor, sizes: Sequence[int], begin: torch.Tensor, tile: Tile, packed: int) -> Work:
-    first, end, tile_of = _cut(begin, lo_hi.shape[2], tile.block_m // packed)
+    first, end = _cut(begin, lo_hi.shape[2], tile.block_m // packed)
     tiles = torch.zeros(len(first), 2 + 3 * STORES, dtype=torch.int64)
     tiles[:, 0], tiles[:, 1] = first, end
     cost = torch.zeros(len(first), dtype=torch.int64)
     for store, size in enumerate(sizes):
-        any_lo, all_lo, all_hi, any_hi = _bounds(lo_hi[store, 0], lo_hi[store, 1], size, tile_of, len(first))
+        if not size:
+            continue
+        any_lo, all_lo, all_hi, any_hi = _bounds(lo_hi[store, 0], lo_hi[store, 1], size, first, end)
         whole = torch.where(all_lo == any_lo, (all_hi - any_lo).clamp(min=0) // tile.block_n * tile.block_n, 0)
         tiles[:, 2 + 3 * store : 5 + 3 * store] = torch.stack([any_lo, any_lo + whole, any_hi], dim=1)
         cost += -(-(any_hi - any_lo) // tile.block_n)
@@ -205,8 +207,8 @@ def _key_work(inverse: Sequence[torch.Tensor], begin: torch.Tensor, count: int, 
     window = torch.bucketize(torch.arange(count), begin, right=True)
     parts = []
     for store, (lo, hi) in enumerate(inverse):
-        first, end, tile_of = _cut(_key_starts(lo, hi, window), len(lo), tile.block_n)
-        any_lo, all_lo, all_hi, any_hi = _bounds(lo, hi, count, tile_of, len(first))
+        first, end = _cut(_key_starts(lo, hi, window), len(lo), tile.block_n)
+        any_lo, all_lo, all_hi, any_hi = _bounds(lo, hi, count, first, end)
         mid_lo = torch.minimum(any_lo + -(-(all_lo - any_lo) // tile.block_m) * tile.block_m, any_hi)
         whole = (torch.minimum(all_hi, any_hi) - mid_lo).clamp(min=0) // tile.block_m * tile.block_m
         mid_lo = torch.where(whole > 0, mid_lo, any_lo)
@@ -253,30 +255,30 @@ def _inverse(lo: torch.Tensor, hi: torch.Tensor, size: int, store: int) -> torch
     return torch.stack([first, first + number])
 
 
-def _cut(starts: torch.Tensor, count: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First entry and end of every tile of at most ``block``, and the tile of every entry; no tile straddles starts."""
+def _cut(starts: torch.Tensor, count: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First entry and end of every tile of at most ``block`` entries; no tile straddles starts."""
     ends = torch.cat([starts[1:], starts.new_tensor([count] * bool(len(starts)))])
     tiles = (ends - starts + block - 1) // block
     window = torch.repeat_interleave(torch.arange(len(starts)), tiles)
     number = torch.arange(len(window)) - (tiles.cumsum(0) - tiles)[window]
     first = starts[window] + number * block
-    end = torch.minimum(first + block, ends[window])
-    return first, end, torch.repeat_interleave(torch.arange(len(first)), end - first)
+    return first, torch.minimum(first + block, ends[window])
 
 
 def _bounds(
-    lo: torch.Tensor, hi: torch.Tensor, size: int, tile_of: torch.Tensor, tiles: int
+    lo: torch.Tensor, hi: torch.Tensor, size: int, first: torch.Tensor, end: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of every tile: the least lo, the largest lo, the least hi, the largest hi; an empty run spoils what all share."""
+    if not len(first):
+        return first, first, first, first
     none = lo >= hi
     lo, hi = lo.masked_fill(none, size), hi.masked_fill(none, 0)
-    any_hi = _reduce(hi, tile_of, tiles, "amax")
-    any_lo = torch.minimum(_reduce(lo, tile_of, tiles, "amin"), any_hi)
-    return any_lo, _reduce(lo, tile_of, tiles, "amax"), _reduce(hi, tile_of, tiles, "amin"), any_hi
-
-
-def _reduce(values: torch.Tensor, tile_of: torch.Tensor, tiles: int, how: str) -> torch.Tensor:
-    return values.new_zeros(tiles).scatter_reduce(0, tile_of, values, how, include_self=False)
+    length = int((end - first).max())
+    entries = torch.minimum(
+        first[:, None] + torch.arange(length), end[:, None] - 1
+    )  # the last one stands for what lacks
+    (any_lo, all_lo), (all_hi, any_hi) = lo[entries].aminmax(dim=1), hi[entries].aminmax(dim=1)
+    return torch.minimum(any_lo, any_hi), all_lo, all_hi, any_hi
 
 
 def _ordered(tiles: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
