@@ -43,7 +43,8 @@ def test_minimal_training_writes_an_adapter(tmp_path: Path) -> None:
     assert model.beacon_config.window == 64
 
 
-def test_figure_of_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["plan", "schedule"])
+def test_figures(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    run("examples/draw_plan.py", tmp_path / "plan.png")
-    assert (tmp_path / "plan.png").stat().st_size > 10_000
+    run(f"examples/draw_{name}.py", tmp_path / f"{name}.png")
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -58,7 +58,7 @@ def compile_kernel(
         group: Heads per kv_head.
         packed: Heads that share a tile.
     """
-    tile = tile_for(name, head_dim, ITEMSIZES[dtype], capability) if name in TABLES else UNTILED
+    tile = tile_of(name, head_dim, dtype, capability)
     kernel, constants, pointers = KERNELS[name](tile, head_dim, group, packed)
     signature: dict[str, str] = {}
     for parameter in kernel.params:
@@ -69,6 +69,11 @@ def compile_kernel(
         else:
             signature[parameter.name] = "fp32" if parameter.name.startswith("scale") else "i32"
     return _compile(kernel, signature, constants, tile, (name, head_dim, dtype, capability))
+
+
+def tile_of(name: str, head_dim: int, dtype: str, capability: int) -> Tile:
+    """The tile that :func:`compile_kernel` takes."""
+    return tile_for(name, head_dim, ITEMSIZES[dtype], capability) if name in TABLES else UNTILED
 
 
 # What a kernel is compiled with: the function, its compile-time constants, and pointers that are not to q's dtype.
@@ -86,10 +91,10 @@ def _forward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
 
 
 def _delta(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
-    from beacon_kernels.beacon_attention.backward import delta_kernel
+    from beacon_kernels.beacon_attention.backward import DELTA_TILE, delta_kernel
     from beacon_kernels.beacon_attention.forward import constants
 
-    return delta_kernel, constants(tile, head_dim, group), INDICES
+    return delta_kernel, constants(DELTA_TILE, head_dim, group), INDICES
 
 
 def _dq(tile: Tile, head_dim: int, group: int, packed: int) -> Source:

@@ -208,6 +208,7 @@ def test_grid_follows_from_shapes(
 ) -> None:
     """With tensors that have no values: reading one would raise."""
     from beacon_kernels.beacon_attention import decode
+    from beacon_kernels.beacon_attention.decode_api import _splits
 
     kernel, combine = Recorder(), Recorder()
     monkeypatch.setattr(decode, "decode_kernel", kernel)
@@ -216,7 +217,8 @@ def test_grid_follows_from_shapes(
     with FakeTensorMode():
         q = torch.empty(n, 4 * kv_heads, 128, dtype=torch.float16)
         store = torch.empty(rows * capacity, kv_heads, 128, dtype=torch.float16)
-        out, lse = beacon_decode(q, [store], [store], torch.empty(1, 2, n, dtype=torch.int32), seqlen_q=seqlen_q)
+        runs, splits = torch.empty(1, 2, n, dtype=torch.int32), _splits(rows, [store], q.device)
+        out, lse = decode.decode(q, [store], [store], runs, seqlen_q, 0.1, splits)
     assert out.shape == q.shape and lse.shape == (4 * kv_heads, n)
     assert kernel.grids == [grid]
     assert combine.grids == ([(n, 4 * kv_heads)] if grid[1] > 1 else [])

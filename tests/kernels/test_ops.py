@@ -10,8 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from beacon_kernels.beacon_attention import beacon_attention
-from beacon_kernels.beacon_attention.autograd import attention, attention_backward
+from beacon_kernels.beacon_attention import beacon_attention, beacon_decode
+from beacon_kernels.beacon_attention.autograd import attention, attention_backward, decoding
 from beacon_kernels.rotate_commit import build_gather, rotate_commit
 from beacon_kernels.rotate_commit.autograd import rotate_commit_backward_op, rotate_commit_into_op, rotate_commit_op
 from tests.kernels.test_beacon_attention import INTERPRETED, Call, draw
@@ -52,6 +52,19 @@ def test_opcheck_of_the_backward_operator() -> None:
     out, lse = attention(*forward_arguments(call(), gradients=False))
     arguments = (torch.randn_like(out), torch.randn_like(lse), q.detach(), *stores, out, lse)
     torch.library.opcheck(attention_backward, (*arguments, runs, dq, dkv, key_runs, dq_tile, dkv_tile, packed, scale))
+
+
+@INTERPRETED
+def test_decode_as_an_operator() -> None:
+    example = call()
+    runs = example.runs.int()
+    torch.library.opcheck(decoding, (example.q, example.keys, example.values, runs, 2, 0.25, 3))
+
+    def step(q: torch.Tensor) -> torch.Tensor:
+        return beacon_decode(q + 1, example.keys, example.values, runs, num_splits=2)[0] * 2
+
+    whole = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(whole(example.q), step(example.q))
 
 
 @INTERPRETED

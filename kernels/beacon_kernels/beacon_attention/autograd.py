@@ -19,6 +19,10 @@ _BACKWARD = (
     "Tensor dq_tiles, Tensor dkv_tiles, Tensor key_runs, int[] dq_tile, int[] dkv_tile, int packed, float scale) "
     "-> (Tensor, Tensor[], Tensor[])"
 )
+_DECODE = (
+    "(Tensor q, Tensor[] keys, Tensor[] values, Tensor runs, int seqlen_q, float scale, int num_splits) "
+    "-> (Tensor, Tensor)"
+)
 
 
 def attend(
@@ -102,6 +106,20 @@ def _differentiate(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None)
     plan = (runs, dq_tiles, dkv_tiles, key_runs, *ctx.tiles, ctx.packed, ctx.scale)
     dq, dk, dv = attention_backward(do, dlse, q, keys, values, out, lse, *plan)
     return dq, dk, dv, *[None] * 10
+
+
+@torch.library.custom_op("beacon_kernels::decode", mutates_args=(), schema=_DECODE)
+def decoding(q, keys, values, runs, seqlen_q, scale, num_splits):
+    """The decoding kernels; no gradients."""
+    from beacon_kernels.beacon_attention.decode import decode
+
+    return decode(q, keys, values, runs, seqlen_q, scale, num_splits)
+
+
+@decoding.register_fake
+def _(q, *args):
+    n, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(heads, n, dtype=torch.float32)
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from beacon_kernels.beacon_attention.forward import LN2, LOG2E, _attend, constants, four, load_block, pick, strides
+from beacon_kernels.beacon_attention.forward import LN2, LOG2E, attend_block, constants, four, load_block, pick, strides
 from beacon_kernels.beacon_attention.schedule import STORES
 from beacon_kernels.tiles import Tile, tile_for
 
@@ -151,7 +151,7 @@ def decode_kernel(
         lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
         offs_n = start + tl.arange(0, BLOCK_N)
         visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])
-        state = _attend(state, q, k, v, visible, scale_log2, True)
+        state = attend_block(state, q, k, v, visible, scale_log2, True)
 
     acc, l_i, m_i = state
     seen = l_i > 0.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from beacon_kernels.beacon_attention.api import IMPLEMENTATIONS
+from beacon_kernels.beacon_attention.autograd import decoding
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.validation import check_decode, check_device
 
@@ -73,9 +74,8 @@ def beacon_decode(
     check_device(q)
     if num_splits is None:
         num_splits = _splits(q.shape[0] // seqlen_q, keys, q.device)
-    from beacon_kernels.beacon_attention.decode import decode
-
-    return decode(q, list(keys), list(values), runs, seqlen_q, scale, num_splits)
+    found: tuple[torch.Tensor, torch.Tensor] = decoding(q, list(keys), list(values), runs, seqlen_q, scale, num_splits)
+    return found
 
 
 def _splits(rows: int, keys: Sequence[torch.Tensor], device: torch.device) -> int:

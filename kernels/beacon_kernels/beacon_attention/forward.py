@@ -103,7 +103,7 @@ def load_block(
 
 
 @triton.jit
-def _attend(state, q, k, v, visible, scale_log2, MASKED: tl.constexpr):
+def attend_block(state, q, k, v, visible, scale_log2, MASKED: tl.constexpr):
     """Take one block of keys into the softmax: q ``[BLOCK_M, BLOCK_D]``, k and v ``[BLOCK_N, BLOCK_D]``."""
     acc, l_i, m_i = state
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_N]
@@ -199,7 +199,7 @@ def forward_kernel(
             stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
             k = load_block(k_ptr, start, start, stride_kn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
             v = load_block(v_ptr, start, start, stride_vn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
-            state = _attend(state, q, k, v, mask_q, scale_log2, False)
+            state = attend_block(state, q, k, v, mask_q, scale_log2, False)
         ends, bases, stops = masked_walk(tile, BLOCK_N)
         run_lo, run_hi = rows_of(runs_ptr, n, offs_q, mask_q)
         for t in range(ends[3]):
@@ -212,7 +212,7 @@ def forward_kernel(
             offs_n = start + tl.arange(0, BLOCK_N)
             lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
             visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])
-            state = _attend(state, q, k, v, visible, scale_log2, True)
+            state = attend_block(state, q, k, v, visible, scale_log2, True)
         acc, l_i, m_i = state
         seen = l_i > 0.0
         out = acc / tl.where(seen, l_i, 1.0)[:, None]
