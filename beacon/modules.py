@@ -38,7 +38,8 @@ class LayerStore:
     @classmethod
     def empty(cls, rows: int, like: torch.Tensor) -> LayerStore:
         """A store without entries; ``like`` is ``[n, kv_heads, head_dim]``."""
-        return cls(*([like[:0]] * rows for _ in cls.__slots__))
+        nothing = like.new_empty(0, *like.shape[1:])  # not like[:0], which would keep all of it
+        return cls(*([nothing] * rows for _ in cls.__slots__))
 
     def select(self, rows: list[int]) -> LayerStore:
         """The given rows (repeats share their tensors)."""
@@ -123,8 +124,9 @@ class _OnDevice:
 class _Pool:
     """Open windows' entries, then a pass's raw tokens, then its beacons: joined only where somebody has to."""
 
-    def __init__(self, sources: list[torch.Tensor]) -> None:
-        self.sources = [source for source in sources if len(source)] or sources[:1]
+    def __init__(self, open_rows: list[torch.Tensor], raw: torch.Tensor, beacons: torch.Tensor) -> None:
+        self.sources = [source for source in (*open_rows, raw, beacons) if len(source)] or [raw]
+        self._kinds = open_rows, raw, beacons
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
@@ -134,8 +136,18 @@ class _Pool:
         """All entries, in memory of their own."""
         return torch.cat(self.sources)
 
+    @property
+    def kinds(self) -> list[torch.Tensor]:
+        """The same as at most three sources: open entries of all rows, raw tokens, beacons."""
+        rows, raw, beacons = self._kinds
+        cached = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return [source for source in (cached, raw, beacons) if len(source)] or [raw]
+
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """Entries ``[start, stop)``: a view, of one source if it can be."""
+        """Entries ``[start, stop)``: a view, of one source if it can be, but never of one for the whole pool.
+
+        A cache may keep what it gets of the whole pool, and a source may be a slice of something larger.
+        """
         if stop - start < len(self):
             first = 0
             for source in self.sources:
@@ -292,11 +304,11 @@ class BeaconAttention(nn.Module):
         here, index = beacon_pass.on(new_k[0]), self.layer_idx
         plan = here.plan
         old = beacon_pass.stores[index] if beacon_pass.stores else LayerStore.empty(plan.rows, new_k[0])
-        k, v = (_Pool([*_whole(cached), *new]) for cached, new in ((old.open_k, new_k), (old.open_v, new_v)))
+        k, v = _Pool(old.open_k, *new_k), _Pool(old.open_v, *new_v)
         if beacon_pass.rotation is None:
             raw_k, beacon_k, commit_k = here.keys(k)
         else:
-            raw_k, beacon_k, commit_k = beacon_pass.rotation.keys(k.sources, plan, here.key_table, here.memo)
+            raw_k, beacon_k, commit_k = beacon_pass.rotation.keys(k.kinds, plan, here.key_table, here.memo)
         parts = None
         memory_k, memory_v = old.memory_k, old.memory_v
         if sum(plan.commit_counts):
@@ -313,11 +325,6 @@ class BeaconAttention(nn.Module):
 _Stores: TypeAlias = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]
 ]
-
-
-def _whole(rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The open windows' entries of all rows as one source."""
-    return rows if len(rows) == 1 else [torch.cat(rows)]
 
 
 def _joined(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -193,6 +193,8 @@ def read(
         outputs = bool(wanted[at].any())
         attention = model.model.layers[0].self_attn
         dtype = model.model.embed_tokens.weight.dtype
+        if torch.is_autocast_enabled(packed.device.type):
+            dtype = torch.get_autocast_dtype(packed.device.type)
         after.attention_path = choose_path(
             config.attention_path, plan, device=packed.device, dtype=dtype, head_dim=attention.head_dim
         )

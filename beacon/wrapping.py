@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from beacon.attention import check_path
+from beacon.attention import check_path, check_triton
 from beacon.config import BeaconConfig
 from beacon.families import Family, family_of, is_longrope, trained_context, uniform_sliding_window
 from beacon.identity import Wrapping
@@ -39,7 +39,7 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
     Raises:
         ImportError: ``attention_path`` needs a package that is not installed.
         NotImplementedError: Unsupported model type, rotary flavour or layer mix; a PEFT model; a sharded model, or one
-            whose ``forward`` has been replaced; an ``attention_path`` that is not built yet.
+            whose ``forward`` has been replaced; an ``attention_path`` that does not serve its dtype or head_dim.
         TypeError: Not a causal LM, or config of another type.
         ValueError: Wrapped already, a window beyond the native context, a ``native_context`` beyond a sliding
             window or what longrope's short factors serve, NaN or inf in the weights.
@@ -67,6 +67,8 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
             f"{type(hf_model).__name__}; lower window."
         )
     attentions = [layer.self_attn for layer in hf_model.model.layers]
+    if config.attention_path == "triton":
+        check_triton(hf_model.model.embed_tokens.weight.dtype, attentions[0].head_dim)
     with torch.no_grad():
         _check_finite(hf_model)
         # Everything that can fail comes before the first change.

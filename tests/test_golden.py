@@ -22,16 +22,21 @@ INTERPRETED = {"v1-stride-half", "v2-interleave-full-coverage-llama", "v1-train"
 INTERPRETED_STEPS = 3
 
 
-def _cases(folders: list[Path]) -> list[object]:
+def _cases(folders: list[Path], segments: tuple[int | None, ...] = ()) -> list[object]:
     """Every case through every path; most of those in Triton's interpreter only where slow tests run."""
     params = []
     for path in ("auto", "reference", "triton"):
         for folder in folders:
-            slow = path == "triton" and folder.name not in INTERPRETED
-            params.append(
-                pytest.param(folder, path, id=f"{path}-{folder.name}", marks=pytest.mark.slow if slow else [])
-            )
+            for segment in segments or ("",):
+                slow = path == "triton" and (folder.name not in INTERPRETED or segment in (1, 2))
+                own = (segment,) if segments else ()
+                name = "-".join([path, *map(str, own), folder.name])
+                params.append(pytest.param(folder, path, *own, id=name, marks=pytest.mark.slow if slow else []))
     return params
+
+
+def _device(path: str) -> str:
+    return "cuda" if path == "triton" and torch.cuda.is_available() else "cpu"
 
 
 def _close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
@@ -41,8 +46,9 @@ def _close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
 
 @pytest.mark.parametrize("folder, path", _cases(EVAL))
 def test_reads_as_the_reference(folder: Path, path: str) -> None:
+    device = _device(path)
     case = Case.load(folder)
-    model = case.model(attention_path=path)
+    model = case.model(attention_path=path).to(device)
     for run in case.spec["runs"]:
         io = {name.removeprefix(run["prefix"]): t for name, t in case.io.items() if name.startswith(run["prefix"])}
         ratios = [*run["ratios_prefill"], *run["ratios_decode"]]
@@ -50,15 +56,15 @@ def test_reads_as_the_reference(folder: Path, path: str) -> None:
         with torch.no_grad():
             cache, logits = None, []
             for chunk in io["input_ids"].split(run["chunks"] or io["input_ids"].shape[1], dim=1):
-                out = model(chunk, past_key_values=cache, use_cache=True, **call)
+                out = model(chunk.to(device), past_key_values=cache, use_cache=True, **call)
                 cache = out.past_key_values
-                logits.append(out.logits)
+                logits.append(out.logits.cpu())
             _close(torch.cat(logits, dim=1), io["logits"], "logits")
-            _check_memory(model, cache, io)
+            _check_memory(model, cache.to("cpu"), io)
             steps = io.get("gen_ids", torch.zeros(1, 0)).unbind(dim=1)
             for step, token in enumerate(steps[:INTERPRETED_STEPS] if path == "triton" else steps):
-                out = model(token[:, None], past_key_values=cache, **call)
-                _close(out.logits[:, -1], io["gen_logits"][:, step], f"logits of decoded token {step}")
+                out = model(token[:, None].to(device), past_key_values=cache, **call)
+                _close(out.logits[:, -1].cpu(), io["gen_logits"][:, step], f"logits of decoded token {step}")
 
 
 def _check_memory(model, cache, io) -> None:
@@ -92,11 +98,11 @@ def _reading_order(state) -> list[int]:
     return order
 
 
-@pytest.mark.parametrize("segment", [None, 1, 2])
-@pytest.mark.parametrize("folder, path", _cases(TRAIN))
-def test_trains_as_the_reference(folder: Path, segment: int | None, path: str) -> None:
+@pytest.mark.parametrize("folder, path, segment", _cases(TRAIN, (None, 1, 2)))
+def test_trains_as_the_reference(folder: Path, path: str, segment: int | None) -> None:
+    device = _device(path)
     case = Case.load(folder)
-    model = case.model(segment=segment, attention_path=path).train()
+    model = case.model(segment=segment, attention_path=path).to(device).train()
     run = case.spec["runs"][0]
     prefix = run["prefix"]
     labels = case.io[prefix + "labels"].clone()
@@ -104,7 +110,7 @@ def test_trains_as_the_reference(folder: Path, segment: int | None, path: str) -
     everything = config.placement == "interleave" and config.attention == "full-coverage"
     if case.version == "v2" and not everything:
         labels[:, : config.window] = -100
-    out = model(case.io[prefix + "input_ids"], labels=labels, ratios=run["ratios"])
+    out = model(case.io[prefix + "input_ids"].to(device), labels=labels.to(device), ratios=run["ratios"])
     assert out.past_key_values is None and out.logits is None
     assert abs(out.loss.item() - case.io[prefix + "loss"].item()) < 1e-5
     out.loss.backward()
@@ -117,4 +123,5 @@ def test_trains_as_the_reference(folder: Path, segment: int | None, path: str) -
             assert ours is None and theirs.abs().max() == 0, name
             continue
         assert ours is not None, name
+        ours = ours.cpu()
         assert (ours - theirs).norm() <= GRADIENTS * theirs.norm(), name

@@ -4,10 +4,11 @@ Each takes :class:`AttentionInputs` and a plan and returns the outputs of raw to
 
 ========== ================================================================================================
 reference  The definition: one dense mask, float64-capable, for tests.
-triton     This project's kernels (`beacon.attention.kernels`). ``auto`` on CUDA in float16 and bfloat16.
-sdpa       PyTorch's scaled_dot_product_attention, window by window. Any device; ``auto`` on a CPU.
-flex       FlexAttention, all windows in one fused call. ``auto`` on CUDA in float32, for more than a block of
-           queries; on a CPU unfused and without gradients, for tests.
+triton     This project's kernels (`beacon.attention.kernels`). ``auto`` on CUDA (Ampere and later) in float16 and
+           bfloat16, up to 256 channels per head.
+flex       FlexAttention, all windows in one fused call. ``auto`` on CUDA where triton does not serve, for more than
+           a block of queries; on a CPU unfused and without gradients, for tests.
+sdpa       PyTorch's scaled_dot_product_attention, window by window. Any device; ``auto`` everywhere else.
 flash      The flash-attn package, for plans in plain causal order. CUDA, float16 and bfloat16.
 ========== ================================================================================================
 """
@@ -19,12 +20,14 @@ import importlib.util
 import logging
 import os
 from functools import cache
+from types import ModuleType
 
 import torch
 
 from beacon.attention.inputs import AttentionInputs, AttentionPath, MemoryParts, Outputs, Rotation
 from beacon.config import ATTENTION_PATHS
 from beacon.plan import Plan
+from beacon_kernels.tiles import HEAD_DIMS
 
 __all__ = [
     "AttentionInputs",
@@ -33,6 +36,7 @@ __all__ = [
     "Outputs",
     "Rotation",
     "check_path",
+    "check_triton",
     "choose_path",
     "load_path",
     "load_rotation",
@@ -41,8 +45,9 @@ __all__ = [
 # Up to one block of queries (decoding above all) flex would compute one row of blocks: sdpa needs no block mask.
 FLEX_QUERIES = 129
 FLEX_HEAD_DIM = 16
-TRITON_HEAD_DIM = 256  # the largest that the kernels have tiles for
+TRITON_HEAD_DIM = HEAD_DIMS[-1]
 TRITON_CAPABILITY = (8, 0)  # Ampere
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MODULES = {"triton": "kernels"}  # a file triton.py would shadow the package
 
 logger = logging.getLogger(__name__)
@@ -55,7 +60,7 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
         requested: ``auto`` or the name of a path; an explicit name is returned unless it cannot serve.
         plan: What is to be computed.
         device: Where the model computes.
-        dtype: The dtype of its weights.
+        dtype: The dtype it computes in.
         head_dim: Channels per head.
 
     Raises:
@@ -75,7 +80,7 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
     if requested == "flash":
         _check_flash(plan, device)
     if requested == "triton":
-        _check_triton(device)
+        _check_triton(device, dtype, head_dim)
     return requested
 
 
@@ -103,21 +108,25 @@ def check_path(requested: str) -> None:
 @cache
 def load_path(name: str) -> AttentionPath:
     """The function behind the name of a path (imported on first use)."""
-    path: AttentionPath = importlib.import_module(f"beacon.attention.{MODULES.get(name, name)}").attend
+    path: AttentionPath = _module(name).attend
     return path
 
 
 @cache
 def load_rotation(name: str) -> Rotation | None:
     """How the path of that name rotates; None for plain PyTorch."""
-    module = importlib.import_module(f"beacon.attention.{MODULES.get(name, name)}")
-    rotation: Rotation | None = getattr(module, "ROTATION", None)
+    rotation: Rotation | None = getattr(_module(name), "ROTATION", None)
     return rotation
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"beacon.attention.{MODULES.get(name, name)}")
 
 
 def _triton_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return (
         device.type == "cuda"
+        and torch.version.hip is None  # no tile was ever compiled for AMD's chips
         and dtype in (torch.float16, torch.bfloat16)
         and head_dim <= TRITON_HEAD_DIM
         and importlib.util.find_spec("triton") is not None
@@ -125,7 +134,27 @@ def _triton_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
     )
 
 
-def _check_triton(device: torch.device) -> None:
+def check_triton(dtype: torch.dtype, head_dim: int) -> None:
+    """Refuse what the kernels can serve on no device.
+
+    Raises:
+        NotImplementedError: Another dtype, or more channels per head than any tile has.
+    """
+    if dtype not in TRITON_DTYPES or head_dim > TRITON_HEAD_DIM or head_dim % 2:
+        raise NotImplementedError(
+            "attention_path='triton' computes in float32, float16 or bfloat16 with an even head_dim of at most "
+            f"{TRITON_HEAD_DIM}, got {str(dtype).removeprefix('torch.')} and head_dim={head_dim}; use "
+            "attention_path='auto'."
+        )
+
+
+def _check_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    check_triton(dtype, head_dim)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+        raise NotImplementedError(
+            "attention_path='triton' needs a GPU of compute capability 8.0 (Ampere) or later, got "
+            f"{torch.cuda.get_device_name(device)}; use attention_path='auto'."
+        )
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(
             f"attention_path='triton' needs a CUDA device, got {device.type!r}; move the model to a GPU, use "

@@ -1,14 +1,15 @@
 """This project's Triton kernels (`beacon_kernels`): attention, decoding, and rotation fused with gathering.
 
 Raw tokens and beacons are two lists of queries. Each sees one run of four stores: memory of earlier calls, memory that
-this pass commits, raw slots, beacon slots; no store is copied, except that rows of a batch have their earlier memory
-packed into one. A few new tokens per row without gradients take the decoding kernel, whose programs share the keys of
-a row. Work lists are made on the CPU once per pass and serve all layers.
+this pass commits, raw slots, beacon slots. Of one row no store is copied; of several, their memories of earlier calls
+are packed into one store per layer and pass. A few new tokens per row without gradients take the decoding kernel,
+whose programs share the keys of a row. Work lists are made on the CPU once per pass and serve all layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from beacon_kernels.beacon_attention import Schedule, beacon_attention, beacon_d
 from beacon_kernels.rotate_commit import Gather, build_gather, rotate_commit
 
 DECODED = 16  # new tokens per row up to which keys are split over programs
+STORES = 4
 KINDS = ("raw_slots", "beacon_slots", "commits")
 
 
@@ -32,15 +34,13 @@ def attend(inputs: AttentionInputs, plan: Plan) -> Outputs:
         ValueError: A dtype, head_dim or GPU that the kernels have no tile for.
     """
     keys, values, sizes = _stores(inputs, plan)
-    count = 0 if inputs.records else decoded(plan.host)
-    if count:
-        runs = _once(inputs.memo, "runs", lambda: query_runs(plan.host.raw, *sizes).int().to(inputs.raw_q.device))
-        raw, _ = beacon_decode(inputs.raw_q, keys, values, runs, seqlen_q=count, softmax_scale=inputs.scale)
-    else:
-        raw = _attend(inputs, plan.host, keys, values, sizes, "raw")
-    if inputs.beacon_q is None:
-        return raw, None
-    return raw, _attend(inputs, plan.host, keys, values, sizes, "beacon")
+    queries = [inputs.raw_q] if inputs.beacon_q is None else [inputs.raw_q, inputs.beacon_q]
+    alike = _alike([*queries, *keys, *values])
+    (raw_q, *beacon_q), stores = alike[: len(queries)], alike[len(queries) :]
+    call = _Call(inputs, plan.host, stores[:STORES], stores[STORES:], sizes)
+    count = 0 if inputs.records else _once(inputs.memo, "decoded", lambda: decoded(plan.host))
+    raw = call.decode(raw_q, count) if count else call.attend(raw_q, "raw")
+    return raw, call.attend(beacon_q[0], "beacon") if beacon_q else None
 
 
 def decoded(plan: Plan) -> int:
@@ -85,6 +85,7 @@ def rotate_keys(sources: list[torch.Tensor], plan: Plan, table: Table, memo: dic
         index = torch.cat([getattr(plan.host, kind).pool for kind in KINDS])
         return build_gather(index, sum(map(len, sources)), gradients=gradients).to(sources[0].device)
 
+    sources = _alike(sources)
     k, _ = rotate_commit(sources, None, _once(memo, ("gather", gradients), gather), *_halves(table))
     return list(k.split([len(getattr(plan, kind)) for kind in KINDS]))
 
@@ -92,35 +93,64 @@ def rotate_keys(sources: list[torch.Tensor], plan: Plan, table: Table, memo: dic
 ROTATION = Rotation(rotate_queries, rotate_keys)
 
 
-def _attend(
-    inputs: AttentionInputs,
-    plan: Plan,
-    keys: list[torch.Tensor],
-    values: list[torch.Tensor],
-    sizes: tuple[list[int], list[int]],
-    which: str,
-) -> torch.Tensor:
-    q = inputs.raw_q if which == "raw" else inputs.beacon_q
-    assert q is not None
-    if not len(q):
-        return q
+@dataclass(frozen=True)
+class _Call:
+    """Stores of one layer, and the work lists that all layers share."""
 
-    def build() -> Schedule:
-        blocks = [getattr(block, f"{which}_queries") for block in plan.blocks]
-        return schedule_for(
-            query_runs(getattr(plan, which), *sizes),
-            [len(k) for k in keys],
-            [block.start for block in blocks if block.stop > block.start],
-            heads=q.shape[1],
-            kv_heads=keys[0].shape[1],
-            head_dim=q.shape[2],
-            dtype=q.dtype,
-            device=q.device,
-            gradients=inputs.records,
-        )
+    inputs: AttentionInputs
+    plan: Plan
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    sizes: tuple[list[int], list[int]]
 
-    schedule = _once(inputs.memo, (which, inputs.records, q.dtype), build)
-    return beacon_attention(q, keys, values, schedule, softmax_scale=inputs.scale)[0]
+    def attend(self, q: torch.Tensor, which: str) -> torch.Tensor:
+        """Raw tokens or beacons, with gradients where they are recorded."""
+        if not len(q):
+            return q
+        records = self.inputs.records
+
+        def build() -> Schedule:
+            blocks = [getattr(block, f"{which}_queries") for block in self.plan.blocks]
+            return schedule_for(
+                query_runs(getattr(self.plan, which), *self.sizes),
+                [len(k) for k in self.keys],
+                [block.start for block in blocks if block.stop > block.start],
+                heads=q.shape[1],
+                kv_heads=self.keys[0].shape[1],
+                head_dim=q.shape[2],
+                dtype=q.dtype,
+                device=q.device,
+                gradients=records,
+            )
+
+        schedule = _once(self.inputs.memo, (which, records, q.dtype), build)
+        return beacon_attention(q, self.keys, self.values, schedule, softmax_scale=self.inputs.scale)[0]
+
+    def decode(self, q: torch.Tensor, count: int) -> torch.Tensor:
+        """``count`` raw tokens per row, without gradients."""
+
+        def build() -> torch.Tensor:
+            return query_runs(self.plan.raw, *self.sizes).int().to(q.device)
+
+        runs = _once(self.inputs.memo, "runs", build)
+        return beacon_decode(q, self.keys, self.values, runs, seqlen_q=count, softmax_scale=self.inputs.scale)[0]
+
+
+def _alike(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same tensors in one dtype: autocast's, or the one that holds all of them.
+
+    Copies of those made in inference mode where gradients are recorded: autograd does not save them.
+    """
+    device = tensors[0].device.type
+    dtype = tensors[0].dtype
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if torch.is_autocast_enabled(device) and any(tensor.dtype != dtype for tensor in tensors):
+        dtype = torch.get_autocast_dtype(device)
+    tensors = [tensor.to(dtype) for tensor in tensors]
+    if torch.is_grad_enabled():
+        tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+    return tensors
 
 
 def _stores(

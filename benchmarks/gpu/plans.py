@@ -9,7 +9,8 @@ import torch
 
 from beacon import BeaconConfig
 from beacon.attention import AttentionInputs
-from beacon.plan import Plan, Queries, RowState, Span, build_plan, schedule
+from beacon.attention.kernels import query_runs
+from beacon.plan import Plan, RowState, Span, build_plan, schedule
 from benchmarks.gpu.cases import Cell
 
 
@@ -56,21 +57,8 @@ def sights(plan: Plan, old: Sequence[int], new: Sequence[int]) -> list[Sight]:
         if len(queries):
             parts = [getattr(block, which) for block in plan.blocks]
             starts = tuple(part.start for part in parts if part.stop > part.start)
-            found.append(Sight(_runs(queries, old, new), sizes, starts))
+            found.append(Sight(query_runs(queries, list(old), list(new)), sizes, starts))
     return found
-
-
-def _runs(queries: Queries, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
-    old_at, new_at = (torch.tensor([0, *sizes]).cumsum(0)[:-1][queries.row] for sizes in (old, new))
-    in_old = torch.minimum(queries.memory, torch.tensor(old)[queries.row])
-    return torch.stack(
-        [
-            torch.stack([old_at, old_at + in_old]),
-            torch.stack([new_at, new_at + queries.memory - in_old]),
-            torch.stack([queries.raw_lo, queries.raw_hi]),
-            torch.stack([queries.beacon_lo, queries.beacon_hi]),
-        ]
-    )
 
 
 @dataclass(frozen=True)

@@ -129,4 +129,4 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows
     if narrow is not None and rows is not None and rows <= narrow[served, itemsize][0].block_m:
         kernel = f"{kernel}_narrow"
     ampere, hopper = TABLES[kernel][served, itemsize]
-    return hopper if capability >= 90 else ampere
+    return hopper if 90 <= capability < 110 else ampere  # others have less shared memory than Hopper, 99 KB at least

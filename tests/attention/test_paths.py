@@ -173,12 +173,16 @@ def test_rotation_by_kernels(case: Case) -> None:
         results = []
         for path in (None, load_rotation("triton")):
             here = _OnDevice(plan, Rotary(torch.linspace(1.0, 0.1, 8)), CPU, torch.float32)
-            sources = [torch.randn(count, 2, 16, generator=torch.Generator().manual_seed(count)) for count in (2, pool)]
+            sources = [
+                torch.randn(count, 2, 16, generator=torch.Generator().manual_seed(count)) for count in (2, pool, 1)
+            ]
             leaves = [source.requires_grad_() for source in sources]
-            keys = here.keys(_Pool(leaves)) if path is None else path.keys(leaves, plan, here.key_table, here.memo)
+            both = _Pool(leaves[:1], *leaves[1:])
+            keys = here.keys(both) if path is None else path.keys(both.kinds, plan, here.key_table, here.memo)
             q = leaves[0][:1].expand(len(plan.raw), -1, -1)
             turned = rotate(q, here.tables["raw"]) if path is None else path.queries(q, here.tables["raw"])
             found = [*keys, turned]
+            assert both.kinds == leaves
             sum(out.square().sum() * (i + 1) + out.sum() for i, out in enumerate(found)).backward()
             results.append([*found, *(leaf.grad for leaf in leaves)])
         for plain, fused in zip(*results, strict=True):
@@ -334,7 +338,8 @@ def test_flex_computes_no_gradients_on_a_cpu() -> None:
         flex.attend(tensors(plan, memory, torch.float32, gradients=True), plan)
 
 
-@pytest.mark.parametrize("path", [sdpa, flex, flash], ids=lambda path: path.__name__)
+@INTERPRETED
+@pytest.mark.parametrize("path", [sdpa, flex, flash, kernels], ids=lambda path: path.__name__)
 def test_layers_share_what_follows_from_the_plan(
     path: Any, flash_attn: Any, quick_flex: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +417,9 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype:
     assert choose("auto", LONG, device=GPU, dtype=dtype) == "triton"
     assert choose("auto", replace(LONG, cuts=((1,),)), device=GPU, dtype=dtype) == "triton"
     assert choose("auto", LONG, device=GPU, dtype=dtype, head_dim=288) == "flex"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "7.0")
+        assert choose("auto", LONG, device=GPU, dtype=dtype) == "flex"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert choose("auto", LONG, device=GPU, dtype=dtype) == "flex"
 
@@ -468,7 +476,15 @@ def test_flash_serves_plain_causal_plans_on_a_gpu(case: Case) -> None:
 
 
 def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert choose("triton", device=GPU) == "triton"
+    for changes in ({"dtype": torch.float64}, {"head_dim": 288}, {"head_dim": 33}):
+        with pytest.raises(NotImplementedError, match="even head_dim of at most 256, got"):
+            choose("triton", device=GPU, **changes)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(NotImplementedError, match=r"compute capability 8\.0 \(Ampere\) or later, got Tesla T4"):
+        choose("triton", device=GPU)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(NotImplementedError, match="needs a CUDA device, got 'cpu'"):
         choose("triton")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from beacon_kernels.beacon_attention.schedule import Schedule
+from beacon_kernels.dispatch import launches_directly
 from beacon_kernels.tiles import Tile
 
 _FORWARD = (
@@ -30,6 +31,11 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Call the operator on validated arguments (see :func:`beacon_kernels.beacon_attention.beacon_attention`)."""
     dq, dkv = schedule.dq, schedule.dkv
+    if dq is None and launches_directly(q, *keys, *values):
+        from beacon_kernels.beacon_attention.forward import forward
+
+        tile, items = schedule.forward.tile, schedule.forward.items
+        return forward(q, keys, values, schedule.runs, items, tile, schedule.packed, scale)
     found: tuple[torch.Tensor, torch.Tensor] = attention(
         q,
         keys,

@@ -256,41 +256,42 @@ def decode(
     stores = [*four(keys), *four(values)]
     constexprs = decode_constants(tile, head_dim, group, seqlen_q)
     chunks = triton.cdiv(group * seqlen_q, constexprs["BLOCK_M"])
-    # FP fusion is said aloud: Triton's default is about to change.
-    decode_kernel[n // seqlen_q * kv_heads, num_splits, chunks](
-        q,
-        *stores,
-        out_i,
-        lse_i,
-        runs,
-        *q.stride()[:2],
-        *strides(stores),
-        *out_i.stride()[:3],
-        *lse_i.stride()[:2],
-        *runs.stride(),
-        *[len(k) for k in keys],
-        *[0] * (STORES - len(keys)),
-        seqlen_q,
-        kv_heads,
-        softmax_scale * LOG2E.value,
-        **constexprs,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
-    )
-    if num_splits > 1:
-        combine_kernel[n, heads](
+    with torch.cuda.device_of(q):
+        # FP fusion is said aloud: Triton's default is about to change.
+        decode_kernel[n // seqlen_q * kv_heads, num_splits, chunks](
+            q,
+            *stores,
             out_i,
             lse_i,
-            out,
-            lse,
+            runs,
+            *q.stride()[:2],
+            *strides(stores),
             *out_i.stride()[:3],
             *lse_i.stride()[:2],
-            *out.stride()[:2],
-            lse.stride(0),
-            num_splits,
-            **combine_constants(head_dim),
-            num_warps=4,
+            *runs.stride(),
+            *[len(k) for k in keys],
+            *[0] * (STORES - len(keys)),
+            seqlen_q,
+            kv_heads,
+            softmax_scale * LOG2E.value,
+            **constexprs,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
             enable_fp_fusion=True,
         )
+        if num_splits > 1:
+            combine_kernel[n, heads](
+                out_i,
+                lse_i,
+                out,
+                lse,
+                *out_i.stride()[:3],
+                *lse_i.stride()[:2],
+                *out.stride()[:2],
+                lse.stride(0),
+                num_splits,
+                **combine_constants(head_dim),
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
     return out, lse

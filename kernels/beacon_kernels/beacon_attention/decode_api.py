@@ -10,6 +10,7 @@ from beacon_kernels.beacon_attention.api import IMPLEMENTATIONS
 from beacon_kernels.beacon_attention.autograd import decoding
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.validation import check_decode, check_device
+from beacon_kernels.dispatch import launches_directly
 
 SMS = 132  # multiprocessors of an H100, where there is no GPU to ask
 WAVES = 2  # programs per multiprocessor
@@ -74,6 +75,10 @@ def beacon_decode(
     check_device(q)
     if num_splits is None:
         num_splits = _splits(q.shape[0] // seqlen_q, keys, q.device)
+    if launches_directly(q, *keys, *values, runs):
+        from beacon_kernels.beacon_attention.decode import decode
+
+        return decode(q, list(keys), list(values), runs, seqlen_q, scale, num_splits)
     found: tuple[torch.Tensor, torch.Tensor] = decoding(q, list(keys), list(values), runs, seqlen_q, scale, num_splits)
     return found
 

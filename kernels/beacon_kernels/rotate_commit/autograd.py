@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from beacon_kernels.dispatch import launches_directly
 from beacon_kernels.rotate_commit.gather import Gather
 
 _SOURCES = "(Tensor[] k_sources, Tensor[] v_sources, Tensor? index, Tensor? cos, Tensor? sin, "
@@ -26,6 +27,10 @@ def gathered(
 ) -> list[torch.Tensor]:
     """Differentiable call on validated arguments: keys, and values if there are any."""
     index, offsets, order = (None, None, None) if gather is None else (gather.index, gather.offsets, gather.order)
+    if launches_directly(*k_sources, *v_sources):
+        from beacon_kernels.rotate_commit.forward import forward
+
+        return forward(k_sources, v_sources, index, cos, sin)
     found: list[torch.Tensor] = rotate_commit_op(k_sources, v_sources, index, cos, sin, offsets, order)
     return found
 
