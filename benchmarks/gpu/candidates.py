@@ -12,8 +12,10 @@ from benchmarks.gpu.retile import Entry
 PERSISTENT = (0, 1, 2)  # programs per multiprocessor
 CANDIDATES = {  # block_m (0: the table's own), block_n, num_warps, num_stages
     "forward": ((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)),
+    "forward_middle": ((64,), (32, 64, 128), (4, 8), (2, 3, 4)),
     "forward_narrow": ((16, 32, 64), (32, 64, 128), (4,), (2, 3, 4)),
     "backward_dq": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
+    "backward_dq_middle": ((64,), (32, 64), (4, 8), (2, 3)),
     "backward_dq_narrow": ((16, 32, 64), (32, 64), (4,), (1, 2, 3)),
     "backward_dkv": ((16, 32, 64, 128), (64, 128), (4, 8), (1, 2, 3)),
     "decode": ((0,), (32, 64, 128), (2, 4, 8), (2, 3, 4, 5)),

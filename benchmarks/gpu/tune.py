@@ -31,8 +31,10 @@ MARGIN = 1.02
 FAR = 1.15  # times the best so far on the first cell: no further cells
 CELLS = {  # ratio, length, heads, kv_heads
     "forward": ((2, 32 * K, 32, 8), (8, 32 * K, 32, 32), (32, 32 * K, 32, 8)),
+    "forward_middle": ((16, 32 * K, 32, 32),),
     "forward_narrow": ((128, 32 * K, 32, 8), (128, 128 * K, 32, 8)),
     "backward_dq": ((8, 32 * K, 32, 8), (2, 8 * K, 32, 32)),
+    "backward_dq_middle": ((16, 32 * K, 32, 32),),
     "backward_dq_narrow": ((128, 32 * K, 32, 8),),
     "backward_dkv": ((8, 32 * K, 32, 8), (2, 8 * K, 32, 32)),
     "decode": ((2, 128 * K, 32, 8), (8, 32 * K, 32, 8), (2, 128 * K, 32, 32)),
@@ -180,10 +182,14 @@ def _draw(cell: Cell, device: torch.device) -> Any:
 
 
 def _build(entry: Entry) -> Any:
-    """Narrow tiles are for beacons at high ratios: those alone are timed."""
+    """Narrow and middle tiles are for beacons at high ratios: those alone are timed."""
     if entry.op == "decode":
         return decoding.ours
-    return partial(ours.attention, lists=(ours.BEACONS,)) if entry.kernel.endswith("_narrow") else ours.attention
+    return (
+        partial(ours.attention, lists=(ours.BEACONS,))
+        if entry.kernel.endswith(("_narrow", "_middle"))
+        else ours.attention
+    )
 
 
 def _architecture(device: torch.device) -> int:

@@ -46,7 +46,7 @@ class Compiled:
 
 
 def compile_kernel(
-    name: str, head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1
+    name: str, head_dim: int, dtype: str, capability: int, *, group: int = 4, packed: int = 1, alike: bool = True
 ) -> Compiled:
     """Compile a kernel with its tile from the table.
 
@@ -57,9 +57,10 @@ def compile_kernel(
         capability: 80 or 90.
         group: Heads per kv_head.
         packed: Heads that share a tile.
+        alike: Whether all stores have the same, small strides.
     """
     tile = tile_of(name, head_dim, dtype, capability)
-    kernel, constants, pointers = KERNELS[name](tile, head_dim, group, packed)
+    kernel, constants, pointers = KERNELS[name](tile, head_dim, group, packed, int(alike))
     signature: dict[str, str] = {}
     for parameter in kernel.params:
         if parameter.name in constants:
@@ -84,65 +85,67 @@ INDICES = {
 }
 
 
-def _forward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _forward(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.forward import constants, forward_kernel
 
-    return forward_kernel, {"PACKED": packed, **constants(tile, head_dim, group)}, INDICES
+    return forward_kernel, {"PACKED": packed, "SAME": alike, **constants(tile, head_dim, group)}, INDICES
 
 
-def _delta(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _delta(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.backward import DELTA_TILE, delta_kernel
     from beacon_kernels.beacon_attention.forward import constants
 
     return delta_kernel, constants(DELTA_TILE, head_dim, group), INDICES
 
 
-def _dq(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _dq(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.backward import dq_kernel
     from beacon_kernels.beacon_attention.forward import constants
 
-    return dq_kernel, {"PACKED": packed, **constants(tile, head_dim, group)}, INDICES
+    return dq_kernel, {"PACKED": packed, "SAME": alike, **constants(tile, head_dim, group)}, INDICES
 
 
-def _dkv(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _dkv(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.backward import dkv_kernel
     from beacon_kernels.beacon_attention.forward import constants
 
-    return dkv_kernel, constants(tile, head_dim, group), INDICES
+    return dkv_kernel, {"SPLITS": 1, "NEAR": alike, **constants(tile, head_dim, group)}, INDICES
 
 
-def _decode(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _decode(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.decode import decode_constants, decode_kernel
 
     constants = decode_constants(tile, head_dim, group, seqlen_q=1)
     return decode_kernel, constants, {"runs_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32"}
 
 
-def _combine(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _combine(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.beacon_attention.decode import combine_constants, combine_kernel
 
     return combine_kernel, combine_constants(head_dim), {"out_i_ptr": "*fp32", "lse_i_ptr": "*fp32", "lse_ptr": "*fp32"}
 
 
-def _rotate_commit(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _rotate_commit(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.rotate_commit.forward import forward_kernel, widths
 
     constants = {"SOURCES": 3, "HAS_INDEX": True, "HAS_V": True, **widths(head_dim, head_dim // 2)}
     return forward_kernel, constants, {"index_ptr": "*i32", "cos_ptr": "*fp32", "sin_ptr": "*fp32"}
 
 
-def _rotate_commit_backward(tile: Tile, head_dim: int, group: int, packed: int) -> Source:
+def _rotate_commit_backward(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.rotate_commit.backward import backward_kernel
 
-    _, constants, pointers = _rotate_commit(tile, head_dim, group, packed)
+    _, constants, pointers = _rotate_commit(tile, head_dim, group, packed, alike)
     return backward_kernel, constants, {"offsets_ptr": "*i32", "order_ptr": "*i32", **pointers}
 
 
-KERNELS: dict[str, Callable[[Tile, int, int, int], Source]] = {
+KERNELS: dict[str, Callable[[Tile, int, int, int, int], Source]] = {
     "forward": _forward,
+    "forward_middle": _forward,
     "forward_narrow": _forward,
     "delta": _delta,
     "backward_dq": _dq,
+    "backward_dq_middle": _dq,
     "backward_dq_narrow": _dq,
     "backward_dkv": _dkv,
     "decode": _decode,

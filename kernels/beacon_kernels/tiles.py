@@ -1,6 +1,7 @@
 """Tile sizes by (kernel, architecture, head_dim, bytes per element): a table, no tuning in the call path.
 
-No GPU has measured these yet: they are first guesses, compiled for both chips by `tests/kernels/test_aot.py`.
+No GPU has measured these yet: they are guesses, compiled for both chips by `tests/kernels/test_aot.py`. Up to head_dim 128
+in half precision none spills with Triton 3.6 and 3.7; Ampere's serve every chip but Hopper and datacenter Blackwell.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Tile:
 
 # (head_dim, bytes per element): Ampere, Hopper
 _FORWARD = {
-    (64, 2): (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
+    (64, 2): (Tile(128, 64, 8, 3), Tile(128, 64, 8, 4)),
     (96, 2): (Tile(64, 32, 8, 3), Tile(128, 64, 8, 3)),
     (128, 2): (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3)),
     (256, 2): (Tile(64, 32, 8, 2), Tile(128, 32, 8, 2)),
@@ -42,8 +43,18 @@ _FORWARD = {
     (128, 4): (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
+_FORWARD_MIDDLE = {
+    (64, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 4)),
+    (96, 2): (Tile(64, 32, 8, 3), Tile(64, 64, 8, 3)),
+    (128, 2): (Tile(64, 32, 8, 3), Tile(64, 64, 8, 3)),
+    (256, 2): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    (64, 4): (Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
+    (96, 4): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (128, 4): (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
 _FORWARD_NARROW = {  # few rows per window: beacons at high ratios
-    (64, 2): (Tile(32, 128, 4, 3), Tile(32, 128, 4, 3)),
+    (64, 2): (Tile(32, 128, 4, 3), Tile(32, 64, 4, 4)),
     (96, 2): (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3)),
     (128, 2): (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3)),
     (256, 2): (Tile(32, 32, 4, 3), Tile(32, 32, 4, 3)),
@@ -54,8 +65,18 @@ _FORWARD_NARROW = {  # few rows per window: beacons at high ratios
 }
 _BACKWARD_DQ = {
     (64, 2): (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3)),
-    (96, 2): (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
-    (128, 2): (Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (96, 2): (Tile(64, 64, 8, 2), Tile(128, 32, 8, 3)),
+    (128, 2): (Tile(64, 32, 8, 3), Tile(128, 64, 8, 3)),
+    (256, 2): (Tile(32, 32, 8, 1), Tile(64, 32, 8, 2)),
+    (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (96, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+    (128, 4): (Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
+    (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+_BACKWARD_DQ_MIDDLE = {
+    (64, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    (96, 2): (Tile(64, 64, 8, 2), Tile(64, 32, 8, 3)),
+    (128, 2): (Tile(64, 32, 8, 3), Tile(64, 64, 8, 3)),
     (256, 2): (Tile(32, 32, 8, 1), Tile(64, 32, 8, 2)),
     (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
     (96, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
@@ -63,9 +84,9 @@ _BACKWARD_DQ = {
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 _BACKWARD_DQ_NARROW = {
-    (64, 2): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (64, 2): (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3)),
     (96, 2): (Tile(32, 32, 8, 2), Tile(32, 32, 4, 2)),
-    (128, 2): (Tile(32, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (128, 2): (Tile(32, 32, 4, 3), Tile(32, 64, 4, 3)),
     (256, 2): (Tile(32, 32, 4, 1), Tile(32, 32, 8, 2)),
     (64, 4): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
     (96, 4): (Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
@@ -73,9 +94,9 @@ _BACKWARD_DQ_NARROW = {
     (256, 4): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 _BACKWARD_DKV = {
-    (64, 2): (Tile(32, 64, 4, 1), Tile(32, 128, 8, 2)),
-    (96, 2): (Tile(32, 64, 8, 2), Tile(16, 128, 8, 2)),
-    (128, 2): (Tile(64, 64, 8, 2), Tile(16, 128, 8, 2)),
+    (64, 2): (Tile(32, 64, 4, 3), Tile(32, 128, 8, 3)),
+    (96, 2): (Tile(32, 64, 8, 2), Tile(32, 64, 8, 3)),
+    (128, 2): (Tile(64, 64, 8, 2), Tile(32, 128, 8, 3)),
     (256, 2): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     (64, 4): (Tile(16, 64, 8, 1), Tile(16, 64, 8, 1)),
     (96, 4): (Tile(16, 32, 8, 1), Tile(16, 16, 4, 1)),
@@ -94,8 +115,10 @@ _DECODE = {  # block_m is the most: a launch takes what the packed heads of a gr
 }
 TABLES = {
     "forward": _FORWARD,
+    "forward_middle": _FORWARD_MIDDLE,
     "forward_narrow": _FORWARD_NARROW,
     "backward_dq": _BACKWARD_DQ,
+    "backward_dq_middle": _BACKWARD_DQ_MIDDLE,
     "backward_dq_narrow": _BACKWARD_DQ_NARROW,
     "backward_dkv": _BACKWARD_DKV,
     "decode": _DECODE,
@@ -110,7 +133,8 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows
         head_dim: Channels per head; between two of ``HEAD_DIMS`` the larger one's tile serves.
         itemsize: Bytes per element of q, k and v.
         capability: Compute capability as in 80, 86, 90.
-        rows: Rows that a tile of queries would have; where they fit the kernel's narrow tile, that one is taken.
+        rows: Rows that a tile of queries would have; where they fit the kernel's narrow or middle
+            tile, that one is taken.
 
     Raises:
         ValueError: No tile for this head_dim or element size, or a GPU older than Ampere.
@@ -125,8 +149,8 @@ def tile_for(kernel: str, head_dim: int, itemsize: int, capability: int, *, rows
         raise ValueError(
             f"the kernels need compute capability 8.0 or more, got {capability / 10}; use another attention path."
         )
-    narrow = TABLES.get(f"{kernel}_narrow")
-    if narrow is not None and rows is not None and rows <= narrow[served, itemsize][0].block_m:
-        kernel = f"{kernel}_narrow"
-    ampere, hopper = TABLES[kernel][served, itemsize]
-    return hopper if 90 <= capability < 110 else ampere  # others have less shared memory than Hopper, 99 KB at least
+    column = 1 if 90 <= capability < 110 else 0  # others have less shared memory than Hopper, 99 KB at least
+    for smaller in (f"{kernel}_narrow", f"{kernel}_middle"):
+        if rows is not None and smaller in TABLES and rows <= TABLES[smaller][served, itemsize][column].block_m:
+            return TABLES[smaller][served, itemsize][column]
+    return TABLES[kernel][served, itemsize][column]

@@ -250,7 +250,7 @@ def test_candidates_fit_and_leave_out_the_tables_own() -> None:
     for kernel in CANDIDATES:
         entry = Entry(kernel, 128, "bfloat16", 90)
         found = list(candidates(entry, 227 * 1024))
-        assert len(found) == len(set(found)) > 10 and entry.current not in found
+        assert len(found) == len(set(found)) > 5 and entry.current not in found
 
 
 def test_csv_is_one_table(results: Results) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from beacon.attention.kernels import query_runs
 from beacon.plan import Plan, Queries
-from beacon_kernels.beacon_attention import Schedule, beacon_attention, build_schedule
+from beacon_kernels.beacon_attention import Schedule, beacon_attention, build_schedule, schedule_for
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.tiles import Tile, tile_for
 from tests.attention.plans import CASES, Case
@@ -33,10 +33,13 @@ class Call:
     runs: torch.Tensor
     starts: list[int]
 
-    def schedule(self, packed: int = 1, *, gradients: bool = False) -> Schedule:
-        backward = (SMALL, LOOPING) if gradients else None
-        sizes = [len(k) for k in self.keys]
-        return build_schedule(self.runs, sizes, self.starts, tile=LOOPING, packed=packed, backward=backward)
+    def schedule(
+        self, packed: int = 1, *, gradients: bool = False, tiles: tuple[Tile, Tile, Tile] | None = None
+    ) -> Schedule:
+        tile, *backward = (LOOPING, SMALL, LOOPING) if tiles is None else tiles
+        sizes, both = [len(k) for k in self.keys], (backward[0], backward[1]) if gradients else None
+        schedule = build_schedule(self.runs, sizes, self.starts, tile=tile, packed=packed, backward=both)
+        return replace(schedule, splits=packed)  # likewise heads of one group
 
     def to(self, dtype: torch.dtype) -> Call:
         stores = ([tensor.to(dtype) for tensor in store] for store in (self.keys, self.values))
@@ -74,9 +77,16 @@ def _call(plan: Plan, queries: Queries, which: str, old: list[int], new: list[in
     )
 
 
-def compare(call: Call, dtype: torch.dtype, packed: int = 1, *, gradients: bool = True) -> None:
+def compare(
+    call: Call,
+    dtype: torch.dtype,
+    packed: int = 1,
+    *,
+    gradients: bool = True,
+    tiles: tuple[Tile, Tile, Tile] | None = None,
+) -> None:
     """At most twice the error of the same-dtype reference, measured in float64."""
-    schedule = call.schedule(packed, gradients=gradients)
+    schedule = call.schedule(packed, gradients=gradients, tiles=tiles)
     ours = results(call.to(dtype), schedule, "triton", gradients)
     theirs = results(call.to(dtype), schedule, "reference", gradients)
     truth = results(call, schedule, "reference", gradients)
@@ -155,6 +165,91 @@ def test_head_dims_and_groups(dim: int, heads: int, kv_heads: int) -> None:
     compare(draw(runs, [33, 23], [0, 9], heads, kv_heads, dim), torch.float32, packed=heads // kv_heads)
 
 
+def windows(count: int, window: int, beacons: int, old: int, heads: int = 4, kv_heads: int = 2) -> list[Call]:
+    """Raw tokens and beacons (step-expansion) of whole windows; ``old`` entries in memory before."""
+    a, b = torch.arange(count * window), torch.arange(count * beacons)
+    at, own = a // window, b // beacons
+    memory, zero = torch.full_like(a, old), torch.zeros_like(a)
+    raw = [[zero, memory], [zero, at * beacons], [at * window, a + 1], [zero, zero]]
+    read = own * window + (b % beacons + 1) * (window // beacons)
+    few = [[0 * b, 0 * b + old], [0 * b, own * beacons], [own * window, read], [b, b + 1]]
+    sizes = [old, count * beacons, count * window, count * beacons]
+    return [
+        draw(torch.stack([torch.stack(run) for run in runs]), sizes, starts, heads, kv_heads)
+        for runs, starts in ((raw, list(range(0, len(a), window))), (few, list(range(0, len(b), beacons))))
+    ]
+
+
+@INTERPRETED
+@pytest.mark.parametrize(
+    "sizes, packed",
+    [(((32, 16), (16, 32), (16, 64)), 1), (((16, 64), (32, 16), (64, 16)), 2)],
+)
+def test_tiles_that_are_not_square(sizes: tuple[tuple[int, int], ...], packed: int) -> None:
+    """In one dimension they hold whole blocks and masked ones, in queries and in keys."""
+    tiles = tuple(Tile(*size, 4, 1, 3) for size in sizes)
+    for number, call in enumerate(windows(2, 128, 8, 37)):
+        compare(call, (torch.float32, torch.float16)[number], packed, tiles=tiles)
+
+
+@INTERPRETED
+def test_a_group_of_seven_heads_shares_a_tile() -> None:
+    for call in windows(2, 16, 4, 5, heads=7, kv_heads=1):
+        compare(call, torch.float32, packed=7, tiles=(Tile(32, 16, 4, 1),) * 3)
+
+
+@INTERPRETED
+def test_stores_of_different_strides() -> None:
+    """Then addresses are worked out store by store."""
+    call = windows(2, 32, 4, 9)[0].to(torch.float32)
+    wide = [torch.cat([k, k], dim=1)[:, :2] if number % 2 else k for number, k in enumerate(call.keys)]
+    schedule = call.schedule(gradients=True)
+    found = []
+    for keys in (call.keys, wide):
+        leaves = [
+            call.q.requires_grad_(),
+            *(k.requires_grad_() for k in keys),
+            *(v.requires_grad_() for v in call.values),
+        ]
+        out, _ = beacon_attention(leaves[0], leaves[1:5], leaves[5:], schedule)
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_most_blocks_take_no_mask() -> None:
+    call, few = windows(3, 128, 16, 64)
+    tile = Tile(32, 16, 4, 1)
+    for one, share in ((call, 0.75), (few, 0.3)):
+        schedule = one.schedule(gradients=True, tiles=(tile, tile, Tile(16, 32, 4, 1)))
+        queries = schedule.forward.items[:, 2:].view(-1, 4, 3)
+        whole = (queries[..., 1] - queries[..., 0]).sum() / (queries[..., 2] - queries[..., 0]).sum()
+        assert share < whole < 1
+        keys = schedule.dkv.items[:, 3:]
+        spans = keys[:, 3] - keys[:, 0]
+        whole = (keys[:, 2] - keys[:, 1]).sum() / spans.sum()
+        assert share / 2 < whole < 1 and bool((spans.diff() <= 0).all())
+        # Raw keys of two windows never share a tile: nobody reads both.
+        raw = schedule.dkv.items[schedule.dkv.items[:, 0] == 2]
+        assert bool((raw[:, 1] // 128 == (raw[:, 2] - 1) // 128).all())
+
+
+def test_heads_and_shares_that_a_schedule_takes() -> None:
+    call, few = windows(8, 1024, 8, 0, heads=1, kv_heads=1)
+
+    def of(one: Call, heads: int, kv_heads: int, **changes: object) -> Schedule:
+        fixed = {"head_dim": 128, "dtype": torch.bfloat16, "device": "cpu", "gradients": True}
+        sizes = [len(k) for k in one.keys]
+        return schedule_for(one.runs, sizes, one.starts, heads=heads, kv_heads=kv_heads, **{**fixed, **changes})
+
+    assert of(call, 32, 8).packed == 1 and of(call, 32, 8).forward.tile.block_m == 128
+    assert of(few, 32, 8).packed == 4 and of(few, 32, 8).forward.tile.block_m == 32
+    assert of(few, 28, 4).packed == 7 and of(few, 28, 4).forward.tile.block_m == 64
+    assert of(few, 128, 1).packed <= 64  # no more than the tile for dq takes
+    assert of(call, 32, 32).splits == 1 and of(call, 32, 8).splits > 1  # eight windows: the first keys are read longest
+    with pytest.raises(ValueError, match="heads must be a multiple of kv_heads, got 32 heads and 0 kv_heads"):
+        of(call, 32, 0)
+
+
 @INTERPRETED
 def test_sliced_tensors_need_no_copy() -> None:
     call = draw(torch.tensor([[[0] * 9, list(range(1, 10))]]), [9], [0]).to(torch.float32)
@@ -215,8 +310,18 @@ def test_what_is_refused() -> None:
     for starts in ([1], [0, 0], [0, 9], []):
         with pytest.raises(ValueError, match="starts must begin with 0 and rise below 4"):
             replace(call, starts=starts).schedule()
-    with pytest.raises(ValueError, match="packed must divide block_m, got packed=3"):
-        call.schedule(packed=3)
+    with pytest.raises(ValueError, match="packed must be from 1 to block_m, got packed=17 for block_m=16"):
+        call.schedule(packed=17)
+    wrong("softmax_scale must be positive and finite, got -1.0", softmax_scale=-1.0)
+    wrong("can be at most 4 stores, got 5", keys=call.keys * 5, values=call.values * 5)
+    empty = [torch.zeros(5, 0, 16)]
+    wrong("at least one kv_head, got 0", keys=empty, values=empty)
+    other = draw(torch.tensor([[[0] * 40, [5] * 40]]), [5], [0]).schedule()
+    wrong("schedule's forward must cover 4 entries, got 40", schedule=replace(schedule, forward=other.forward))
+    wrong("schedule's runs must be contiguous int32", schedule=replace(schedule, runs=schedule.runs.long()))
+    wrong("splits must divide 2 heads per kv_head, got 3", schedule=replace(schedule, splits=3))
+    with pytest.raises(ValueError, match="entries must number at most 2147483647"):
+        build_schedule(torch.zeros(1, 2, 1), [2**31], [0], tile=SMALL)
     with pytest.raises(ValueError, match=r"head_dim must be at most 256 .*got head_dim=257"):
         tile_for("forward", 257, 2, 90)
     assert tile_for("forward", 80, 2, 90) == tile_for("forward", 96, 2, 90)

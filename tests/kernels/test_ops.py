@@ -33,8 +33,8 @@ def forward_arguments(example: Call, *, gradients: bool) -> tuple[Any, ...]:
     tile = list(astuple(schedule.forward.tile))
     common = (q, keys, values, schedule.runs, schedule.forward.items, tile, 1, 0.25)
     if dq is None or dkv is None:
-        return *common, None, None, None, [], []
-    return *common, dq.items, dkv.items, schedule.key_runs, list(astuple(dq.tile)), list(astuple(dkv.tile))
+        return *common, None, None, None, [], [], 1
+    return *common, dq.items, dkv.items, schedule.key_runs, list(astuple(dq.tile)), list(astuple(dkv.tile)), 2
 
 
 @INTERPRETED
@@ -45,13 +45,15 @@ def test_opcheck_of_the_forward_operator(gradients: bool) -> None:
 
 @INTERPRETED
 def test_opcheck_of_the_backward_operator() -> None:
-    q, keys, values, runs, _, _, packed, scale, dq, dkv, key_runs, dq_tile, dkv_tile = forward_arguments(
+    q, keys, values, runs, _, _, packed, scale, dq, dkv, key_runs, dq_tile, dkv_tile, splits = forward_arguments(
         call(), gradients=True
     )
     stores = [[tensor.detach() for tensor in store] for store in (keys, values)]
     out, lse = attention(*forward_arguments(call(), gradients=False))
     arguments = (torch.randn_like(out), torch.randn_like(lse), q.detach(), *stores, out, lse)
-    torch.library.opcheck(attention_backward, (*arguments, runs, dq, dkv, key_runs, dq_tile, dkv_tile, packed, scale))
+    torch.library.opcheck(
+        attention_backward, (*arguments, runs, dq, dkv, key_runs, dq_tile, dkv_tile, packed, splits, scale)
+    )
 
 
 @INTERPRETED
@@ -137,7 +139,7 @@ def test_shapes_of_more_than_2_to_the_31_elements() -> None:
     runs, tiles, dq, dkv = ints
     key_runs = torch.empty(2, n, device="meta", dtype=torch.int32)
     sizes = [128, 64, 8, 2, 0]
-    out, lse = attention(q, [k], [v], runs, tiles, sizes, 1, 0.1, dq, dkv, key_runs, sizes, sizes)
+    out, lse = attention(q, [k], [v], runs, tiles, sizes, 1, 0.1, dq, dkv, key_runs, sizes, sizes, 1)
     assert out.shape == q.shape and out.stride() == (heads * dim, dim, 1) and lse.shape == (heads, n)
     gradients = torch.autograd.grad(out, [q, k, v], torch.empty_like(out))
     assert all(gradient.shape == q.shape for gradient in gradients)

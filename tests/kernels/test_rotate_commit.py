@@ -404,7 +404,9 @@ def test_what_the_interpreter_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_ahead_of_time() -> None:
     """Nothing spilled, no shared memory, and registers for at least four programs per multiprocessor."""
     names = ("rotate_commit", "rotate_commit_backward")
-    found = compiled([(name, dim, "bf16", chip, 1) for name in names for dim in (64, 80, 256) for chip in (80, 90)])
+    found = compiled(
+        [(name, dim, "bf16", chip, 1, True) for name in names for dim in (64, 80, 256) for chip in (80, 90)]
+    )
     assert len(found) == 12
     for one in found:
         assert one["spilled"] == 0 and one["shared"] == 0 and one["registers"] <= 128, one

@@ -9,7 +9,7 @@ import torch
 from beacon_kernels.beacon_attention.autograd import attend
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.schedule import Schedule
-from beacon_kernels.beacon_attention.validation import check, check_device
+from beacon_kernels.beacon_attention.validation import check, check_device, check_scale
 
 IMPLEMENTATIONS = ("triton", "reference")
 
@@ -31,7 +31,7 @@ def beacon_attention(
             tokens of the windows, beacons of the windows.
         values: Likewise.
         schedule: Who sees what, from :func:`build_schedule`, on the device of q.
-        softmax_scale: Factor of the logits; None for ``head_dim ** -0.5``.
+        softmax_scale: Factor of the logits, positive; None for ``head_dim ** -0.5``.
         impl: ``triton`` or ``reference`` (one dense mask); an explicit choice never falls back.
 
     Both results are differentiable, in q, keys and values; the backward pass is deterministic.
@@ -49,7 +49,7 @@ def beacon_attention(
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
     check(q, keys, values, schedule)
-    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    scale = check_scale(q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale)
     if impl == "reference":
         return reference(q, keys, values, schedule.runs[: len(keys)].long(), scale)
     records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, *keys, *values))

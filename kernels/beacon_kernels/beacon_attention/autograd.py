@@ -13,12 +13,13 @@ from beacon_kernels.tiles import Tile
 
 _FORWARD = (
     "(Tensor q, Tensor[] keys, Tensor[] values, Tensor runs, Tensor tiles, int[] tile, int packed, float scale, "
-    "Tensor? dq_tiles, Tensor? dkv_tiles, Tensor? key_runs, int[] dq_tile, int[] dkv_tile) -> (Tensor, Tensor)"
+    "Tensor? dq_tiles, Tensor? dkv_tiles, Tensor? key_runs, int[] dq_tile, int[] dkv_tile, int splits) "
+    "-> (Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor do, Tensor dlse, Tensor q, Tensor[] keys, Tensor[] values, Tensor out, Tensor lse, Tensor runs, "
-    "Tensor dq_tiles, Tensor dkv_tiles, Tensor key_runs, int[] dq_tile, int[] dkv_tile, int packed, float scale) "
-    "-> (Tensor, Tensor[], Tensor[])"
+    "Tensor dq_tiles, Tensor dkv_tiles, Tensor key_runs, int[] dq_tile, int[] dkv_tile, int packed, int splits, "
+    "float scale) -> (Tensor, Tensor[], Tensor[])"
 )
 _DECODE = (
     "(Tensor q, Tensor[] keys, Tensor[] values, Tensor runs, int seqlen_q, float scale, int num_splits) "
@@ -50,12 +51,15 @@ def attend(
         schedule.key_runs,
         [] if dq is None else list(astuple(dq.tile)),
         [] if dkv is None else list(astuple(dkv.tile)),
+        schedule.splits,
     )
     return found
 
 
 @torch.library.custom_op("beacon_kernels::attention", mutates_args=(), schema=_FORWARD)
-def attention(q, keys, values, runs, tiles, tile, packed, scale, dq_tiles, dkv_tiles, key_runs, dq_tile, dkv_tile):
+def attention(
+    q, keys, values, runs, tiles, tile, packed, scale, dq_tiles, dkv_tiles, key_runs, dq_tile, dkv_tile, splits
+):
     """The forward kernel; what only the backward pass reads comes along."""
     from beacon_kernels.beacon_attention.forward import forward
 
@@ -84,13 +88,16 @@ def attention_backward(
     dq_tile,
     dkv_tile,
     packed,
+    splits,
     scale,
 ):
     """The backward kernels."""
     from beacon_kernels.beacon_attention.backward import backward
 
     tiles = Tile(*dq_tile), Tile(*dkv_tile)
-    return backward(do, dlse, q, keys, values, out, lse, runs, dq_tiles, dkv_tiles, key_runs, *tiles, packed, scale)
+    return backward(
+        do, dlse, q, keys, values, out, lse, runs, dq_tiles, dkv_tiles, key_runs, *tiles, packed, splits, scale
+    )
 
 
 @attention_backward.register_fake
@@ -99,9 +106,9 @@ def _(do, dlse, q, keys, values, *args):
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    q, keys, values, runs, _, _, packed, scale, dq_tiles, dkv_tiles, key_runs, dq_tile, dkv_tile = inputs
+    q, keys, values, runs, _, _, packed, scale, dq_tiles, dkv_tiles, key_runs, dq_tile, dkv_tile, splits = inputs
     ctx.save_for_backward(q, *keys, *values, *output, runs, dq_tiles, dkv_tiles, key_runs)
-    ctx.stores, ctx.packed, ctx.scale, ctx.tiles = len(keys), packed, scale, (dq_tile, dkv_tile)
+    ctx.stores, ctx.numbers = len(keys), (dq_tile, dkv_tile, packed, splits, scale)
 
 
 def _differentiate(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> Any:
@@ -109,9 +116,9 @@ def _differentiate(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None)
     keys, values = stores[: ctx.stores], stores[ctx.stores :]
     do = torch.zeros_like(out) if do is None else do
     dlse = lse.new_zeros(()).expand_as(lse) if dlse is None else dlse
-    plan = (runs, dq_tiles, dkv_tiles, key_runs, *ctx.tiles, ctx.packed, ctx.scale)
+    plan = (runs, dq_tiles, dkv_tiles, key_runs, *ctx.numbers)
     dq, dk, dv = attention_backward(do, dlse, q, keys, values, out, lse, *plan)
-    return dq, dk, dv, *[None] * 10
+    return dq, dk, dv, *[None] * 11
 
 
 @torch.library.custom_op("beacon_kernels::decode", mutates_args=(), schema=_DECODE)

@@ -4,9 +4,9 @@
     dv = p^T do;   dk = scale * ds^T q;   dq = scale * ds k
 
 ``delta_kernel``: one program per block of queries and head. ``dq_kernel`` walks keys as the forward kernel does, with
-tiles of its own. ``dkv_kernel``: an item is a tile of keys of one store and one kv_head; it walks the queries that see
-those keys, head after head of the group: first the blocks that only some of its keys are seen by, then those that see
-all of them. Every gradient has one writer, so results are the same bit by bit from run to run.
+tiles of its own. ``dkv_kernel``: an item is a tile of keys of one store and one kv_head (and a share of its heads); it
+walks the queries that see those keys, head after head: first the blocks that see only some of them, then those that see
+all. Every number has one writer, so results are the same bit by bit from run to run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from beacon_kernels.beacon_attention.forward import (
     four,
     launch,
     load_block,
+    load_keys,
     masked_walk,
+    near,
     pick,
     rows_of,
+    same,
     strides,
     whole_walk,
 )
@@ -34,7 +37,7 @@ from beacon_kernels.tiles import Tile
 DELTA_TILE = Tile(32, 1, 4, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "items", "heads", "stride_lh"])
 def delta_kernel(
     out_ptr,
     do_ptr,
@@ -62,8 +65,8 @@ def delta_kernel(
         start = item // heads * BLOCK_M
         offs_q = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
         mask_q = offs_q < n
-        out = load_block(out_ptr + head * stride_oh, start, n, stride_on, BLOCK_M, True, HEAD_DIM, BLOCK_D)
-        do = load_block(do_ptr + head * stride_dh, start, n, stride_dn, BLOCK_M, True, HEAD_DIM, BLOCK_D)
+        out = load_block(out_ptr + head * stride_oh, start, n, stride_on, BLOCK_M, True, False, HEAD_DIM, BLOCK_D)
+        do = load_block(do_ptr + head * stride_dh, start, n, stride_dn, BLOCK_M, True, False, HEAD_DIM, BLOCK_D)
         row = head * tl.cast(n, tl.int64) + offs_q
         seen = tl.load(lse_ptr + row, mask=mask_q, other=0.0) > float("-inf")
         dlse = tl.load(dlse_ptr + head * stride_lh + offs_q * stride_ln, mask=mask_q & seen, other=0.0)
@@ -83,7 +86,7 @@ def _dq_step(dq, q, do, k, v, lse2, delta, visible, scale_log2, MASKED: tl.const
     return tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "items", "items_per_tile"])
 def dq_kernel(
     q_ptr,
     k0_ptr,
@@ -128,6 +131,7 @@ def dq_kernel(
     scale,
     GROUP: tl.constexpr,
     PACKED: tl.constexpr,
+    SAME: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -158,30 +162,54 @@ def dq_kernel(
         delta = tl.load(delta_ptr + row, mask=mask_q, other=0.0)
         k_ptrs = (k0_ptr, k1_ptr, k2_ptr, k3_ptr)
         v_ptrs = (v0_ptr, v1_ptr, v2_ptr, v3_ptr)
-        strides_kh = (stride_k0h, stride_k1h, stride_k2h, stride_k3h)
-        strides_vh = (stride_v0h, stride_v1h, stride_v2h, stride_v3h)
-        strides_kn = (stride_k0n, stride_k1n, stride_k2n, stride_k3n)
-        strides_vn = (stride_v0n, stride_v1n, stride_v2n, stride_v3n)
+        strides_k = (
+            (stride_k0n, stride_k1n, stride_k2n, stride_k3n),
+            (stride_k0h, stride_k1h, stride_k2h, stride_k3h),
+        )
+        strides_v = (
+            (stride_v0n, stride_v1n, stride_v2n, stride_v3n),
+            (stride_v0h, stride_v1h, stride_v2h, stride_v3h),
+        )
 
         dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         ends, bases = whole_walk(tile, BLOCK_N)
         for t in range(ends[3]):
-            start = pick(t, ends, bases) + t * BLOCK_N
-            k_ptr = pick(t, ends, k_ptrs) + kv_head * pick(t, ends, strides_kh)
-            v_ptr = pick(t, ends, v_ptrs) + kv_head * pick(t, ends, strides_vh)
-            stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
-            k = load_block(k_ptr, start, start, stride_kn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
-            v = load_block(v_ptr, start, start, stride_vn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
+            _, k, v = load_keys(
+                t,
+                ends,
+                bases,
+                ends,
+                kv_head,
+                k_ptrs,
+                v_ptrs,
+                strides_k,
+                strides_v,
+                BLOCK_N,
+                False,
+                SAME,
+                HEAD_DIM,
+                BLOCK_D,
+            )
             dq = _dq_step(dq, q, do, k, v, lse2, delta, mask_q, scale_log2, False)
         ends, bases, stops = masked_walk(tile, BLOCK_N)
         run_lo, run_hi = rows_of(runs_ptr, n, offs_q, mask_q)
         for t in range(ends[3]):
-            start, stop = pick(t, ends, bases) + t * BLOCK_N, pick(t, ends, stops)
-            k_ptr = pick(t, ends, k_ptrs) + kv_head * pick(t, ends, strides_kh)
-            v_ptr = pick(t, ends, v_ptrs) + kv_head * pick(t, ends, strides_vh)
-            stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
-            k = load_block(k_ptr, start, stop, stride_kn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
-            v = load_block(v_ptr, start, stop, stride_vn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
+            start, k, v = load_keys(
+                t,
+                ends,
+                bases,
+                stops,
+                kv_head,
+                k_ptrs,
+                v_ptrs,
+                strides_k,
+                strides_v,
+                BLOCK_N,
+                True,
+                SAME,
+                HEAD_DIM,
+                BLOCK_D,
+            )
             offs_n = start + tl.arange(0, BLOCK_N)
             lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
             visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])
@@ -203,40 +231,47 @@ def _dkv_step(
     lse_ptr,
     delta_ptr,
     stride_qn,
+    stride_qh,
     stride_dn,
+    stride_dh,
+    n,
+    head,
     start,
     stop,
     key_lo,
     key_hi,
     scale_log2,
     MASKED: tl.constexpr,
+    NEAR: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Add one block of one head's queries to dk and dv ``[BLOCK_N, BLOCK_D]``."""
     dk, dv = state
-    q = load_block(q_ptr, start, stop, stride_qn, BLOCK_M, MASKED, HEAD_DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    do = load_block(do_ptr, start, stop, stride_dn, BLOCK_M, MASKED, HEAD_DIM, BLOCK_D)
+    q_ptr += head * stride_qh
+    do_ptr += head * stride_dh
+    q = load_block(q_ptr, start, stop, stride_qn, BLOCK_M, MASKED, NEAR, HEAD_DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    do = load_block(do_ptr, start, stop, stride_dn, BLOCK_M, MASKED, NEAR, HEAD_DIM, BLOCK_D)
     offs_q = start + tl.arange(0, BLOCK_M)
-    mask_q = offs_q < stop
+    row = head * n + offs_q
     if MASKED:
-        lse2 = tl.load(lse_ptr + offs_q, mask=mask_q, other=0.0) * LOG2E
-        delta = tl.load(delta_ptr + offs_q, mask=mask_q, other=0.0)
+        lse2 = tl.load(lse_ptr + row, mask=offs_q < stop, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + row, mask=offs_q < stop, other=0.0)
     else:
-        lse2 = tl.load(lse_ptr + offs_q) * LOG2E
-        delta = tl.load(delta_ptr + offs_q)
+        lse2 = tl.load(lse_ptr + row) * LOG2E
+        delta = tl.load(delta_ptr + row)
     p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2 - lse2[None, :])  # [BLOCK_N, BLOCK_M]
     if MASKED:
-        visible = (offs_q[None, :] >= key_lo[:, None]) & (offs_q[None, :] < key_hi[:, None]) & mask_q[None, :]
-        p = tl.where(visible, p, 0.0)
+        # Deltas are finite, so ds is 0 as well.
+        p = tl.where((offs_q[None, :] >= key_lo[:, None]) & (offs_q[None, :] < key_hi[:, None]), p, 0.0)
     dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
-    ds = tl.dot(v, tl.trans(do), input_precision="ieee") - delta[None, :]
-    dk = tl.dot((p * ds).to(q.dtype), q, dk, input_precision="ieee")
+    ds = p * (tl.dot(v, tl.trans(do), input_precision="ieee") - delta[None, :])
+    dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "items", "items_per_tile", "size0", "size1", "size2", "size3"])
 def dkv_kernel(
     q_ptr,
     k0_ptr,
@@ -285,22 +320,25 @@ def dkv_kernel(
     size0,
     size1,
     size2,
-    entries,
+    size3,
     n,
     items,
     items_per_tile,
     scale,
     GROUP: tl.constexpr,
+    SPLITS: tl.constexpr,
+    NEAR: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dk and dv of a tile of keys and one kv_head."""
+    """dk and dv of a tile of keys and one kv_head, from one of ``SPLITS`` shares of its group's heads."""
     scale_log2 = scale * LOG2E
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile = tiles_ptr + (item // items_per_tile).to(tl.int64) * 7
-        kv_head = (item % items_per_tile).to(tl.int64)
+        kv_head = (item % items_per_tile // SPLITS).to(tl.int64)
+        share = tl.cast(item % SPLITS, tl.int64)
         store = tl.load(tile)
         first = tl.load(tile + 1)
         end = tl.load(tile + 2)
@@ -317,71 +355,77 @@ def dkv_kernel(
         stride_vh = pick(store, upto, (stride_v0h, stride_v1h, stride_v2h, stride_v3h))
         offs_n = first + tl.arange(0, BLOCK_N)
         mask_n = offs_n < end
-        k = load_block(k_ptr + kv_head * stride_kh, first, end, stride_kn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
-        v = load_block(v_ptr + kv_head * stride_vh, first, end, stride_vn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
-        key = key_runs_ptr + pick(store, upto, (0, size0, size0 + size1, size0 + size1 + size2)).to(tl.int64) + offs_n
+        k = load_block(k_ptr + kv_head * stride_kh, first, end, stride_kn, BLOCK_N, True, False, HEAD_DIM, BLOCK_D)
+        v = load_block(v_ptr + kv_head * stride_vh, first, end, stride_vn, BLOCK_N, True, False, HEAD_DIM, BLOCK_D)
+        before_store = pick(store, upto, (0, size0, size0 + size1, size0 + size1 + size2))
+        key = key_runs_ptr + tl.cast(before_store, tl.int64) + offs_n
         key_lo = tl.load(key, mask=mask_n, other=0)
-        key_hi = tl.load(key + entries, mask=mask_n, other=0)
+        key_hi = tl.load(key + (tl.cast(size0, tl.int64) + size1 + size2 + size3), mask=mask_n, other=0)
 
-        dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
-        dv = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
-        state = (dk, dv)
-        before = (mid_lo - lo + BLOCK_M - 1) // BLOCK_M
-        after = (hi - mid_hi + BLOCK_M - 1) // BLOCK_M
-        for member in range(GROUP):
-            head = kv_head * GROUP + member
-            q_head = q_ptr + head * stride_qh
-            do_head = do_ptr + head * stride_dh
-            lse_head = lse_ptr + head * tl.cast(n, tl.int64)
-            delta_head = delta_ptr + head * tl.cast(n, tl.int64)
-            for t in range(before + after):
-                start = tl.where(t < before, lo + t * BLOCK_M, mid_hi + (t - before) * BLOCK_M)
-                stop = tl.where(t < before, mid_lo, hi)
-                state = _dkv_step(
-                    state,
-                    k,
-                    v,
-                    q_head,
-                    do_head,
-                    lse_head,
-                    delta_head,
-                    stride_qn,
-                    stride_dn,
-                    start,
-                    stop,
-                    key_lo,
-                    key_hi,
-                    scale_log2,
-                    True,
-                    HEAD_DIM,
-                    BLOCK_D,
-                    BLOCK_M,
-                )
-            for start in range(mid_lo, mid_hi, BLOCK_M):
-                state = _dkv_step(
-                    state,
-                    k,
-                    v,
-                    q_head,
-                    do_head,
-                    lse_head,
-                    delta_head,
-                    stride_qn,
-                    stride_dn,
-                    start,
-                    hi,
-                    key_lo,
-                    key_hi,
-                    scale_log2,
-                    False,
-                    HEAD_DIM,
-                    BLOCK_D,
-                    BLOCK_M,
-                )
+        state = (tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32), tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32))
+        first_head = kv_head * GROUP + share * (GROUP // SPLITS)
+        before = (mid_lo - lo) // BLOCK_M
+        some = before + (hi - mid_hi + BLOCK_M - 1) // BLOCK_M
+        for u in range(some * (GROUP // SPLITS)):  # one loop over heads and blocks: loads run ahead from head to head
+            t = u % some
+            state = _dkv_step(
+                state,
+                k,
+                v,
+                q_ptr,
+                do_ptr,
+                lse_ptr,
+                delta_ptr,
+                stride_qn,
+                stride_qh,
+                stride_dn,
+                stride_dh,
+                tl.cast(n, tl.int64),
+                first_head + u // some,
+                tl.where(t < before, lo + t * BLOCK_M, mid_hi + (t - before) * BLOCK_M),
+                hi,
+                key_lo,
+                key_hi,
+                scale_log2,
+                True,
+                NEAR,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_M,
+            )
+        whole = (mid_hi - mid_lo) // BLOCK_M
+        for u in range(whole * (GROUP // SPLITS)):
+            state = _dkv_step(
+                state,
+                k,
+                v,
+                q_ptr,
+                do_ptr,
+                lse_ptr,
+                delta_ptr,
+                stride_qn,
+                stride_qh,
+                stride_dn,
+                stride_dh,
+                tl.cast(n, tl.int64),
+                first_head + u // whole,
+                mid_lo + u % whole * BLOCK_M,
+                hi,
+                key_lo,
+                key_hi,
+                scale_log2,
+                False,
+                NEAR,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_M,
+            )
         dk, dv = state
         offs_d = tl.arange(0, BLOCK_D)
         mask_nd = mask_n[:, None] & (offs_d < HEAD_DIM)[None, :]
-        offs = offs_n.to(tl.int64)[:, None] * stride_dkn + kv_head * stride_dkh + offs_d[None, :]
+        size = pick(store, upto, (size0, size1, size2, size3))
+        entry = share * size + offs_n  # shares one after the other
+        offs = entry[:, None] * stride_dkn + kv_head * stride_dkh + offs_d[None, :]
         dk_ptr = pick(store, upto, (dk0_ptr, dk1_ptr, dk2_ptr, dk3_ptr))
         dv_ptr = pick(store, upto, (dv0_ptr, dv1_ptr, dv2_ptr, dv3_ptr))
         tl.store(dk_ptr + offs, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask_nd)
@@ -403,6 +447,7 @@ def backward(
     dq_tile: Tile,
     dkv_tile: Tile,
     packed: int,
+    splits: int,
     softmax_scale: float,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Launch the kernels on what the forward pass took and gave.
@@ -422,6 +467,7 @@ def backward(
         dq_tile: Sizes of the tiles of queries.
         dkv_tile: Sizes of the tiles of keys.
         packed: Heads that share a tile of queries.
+        splits: Programs that share the heads of a group for dk and dv; their parts are added up in float32, in order.
         softmax_scale: Factor of the logits.
 
     Returns:
@@ -448,10 +494,9 @@ def backward(
         heads,
         **constants(DELTA_TILE, head_dim, heads // kv_heads),
     )
-    dq, dk, dv = (
-        [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
-        for tensors in ([q], keys, values)
-    )
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dtype = q.dtype if splits == 1 else torch.float32
+    dk, dv = ([q.new_empty(splits, *k.shape, dtype=dtype) for k in keys] for _ in range(2))
     four_k, four_v = four(keys), four(values)
     items = len(dq_tiles) * (heads // packed)
     launch(
@@ -463,20 +508,21 @@ def backward(
         *four_k,
         *four_v,
         do,
-        dq[0],
+        dq,
         lse,
         delta,
         runs,
         dq_tiles,
-        *strides([q, *four_k, *four_v, do, dq[0]]),
+        *strides([q, *four_k, *four_v, do, dq]),
         n,
         items,
         heads // packed,
         softmax_scale,
         PACKED=packed,
+        SAME=same([*keys, *values]),
         **constants(dq_tile, head_dim, heads // kv_heads),
     )
-    items = len(dkv_tiles) * kv_heads
+    items = len(dkv_tiles) * kv_heads * splits
     launch(
         dkv_kernel,
         items,
@@ -495,12 +541,15 @@ def backward(
         *strides([q, *four_k, *four_v, do]),
         kv_heads * head_dim,
         head_dim,
-        *([len(k) for k in keys] + [0] * 3)[:3],
-        key_runs.shape[1],
+        *[len(k) for k in keys],
+        *[0] * (4 - len(keys)),
         n,
         items,
-        kv_heads,
+        kv_heads * splits,
         softmax_scale,
+        SPLITS=splits,
+        NEAR=near([q, do]),
         **constants(dkv_tile, head_dim, heads // kv_heads),
     )
-    return dq[0], dk, dv
+    dk, dv = ([part[0] if splits == 1 else part.sum(0).to(q.dtype) for part in parts] for parts in (dk, dv))
+    return dq, dk, dv

@@ -146,8 +146,8 @@ def decode_kernel(
     for t in range(begin, end):
         start, stop = pick(t, ends, bases) + t * BLOCK_N, pick(t, ends, stops)
         stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
-        k = load_block(pick(t, ends, k_ptrs), start, stop, stride_kn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
-        v = load_block(pick(t, ends, v_ptrs), start, stop, stride_vn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
+        k = load_block(pick(t, ends, k_ptrs), start, stop, stride_kn, BLOCK_N, True, False, HEAD_DIM, BLOCK_D)
+        v = load_block(pick(t, ends, v_ptrs), start, stop, stride_vn, BLOCK_N, True, False, HEAD_DIM, BLOCK_D)
         lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
         offs_n = start + tl.arange(0, BLOCK_N)
         visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])

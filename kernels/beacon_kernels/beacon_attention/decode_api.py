@@ -9,10 +9,10 @@ import torch
 from beacon_kernels.beacon_attention.api import IMPLEMENTATIONS
 from beacon_kernels.beacon_attention.autograd import decoding
 from beacon_kernels.beacon_attention.reference import reference
-from beacon_kernels.beacon_attention.validation import check_decode, check_device
+from beacon_kernels.beacon_attention.schedule import SMS
+from beacon_kernels.beacon_attention.validation import check_decode, check_device, check_scale
 from beacon_kernels.dispatch import launches_directly
 
-SMS = 132  # multiprocessors of an H100, where there is no GPU to ask
 WAVES = 2  # programs per multiprocessor
 KEYS_PER_SPLIT = 128  # fewer are not worth a program and a row of scratch
 
@@ -45,7 +45,7 @@ def beacon_decode(
         runs: int32 ``[stores, 2, n]`` on the device of q: query i sees entries ``[runs[s, 0, i], runs[s, 1, i])`` of
             store s, as far as they exist.
         seqlen_q: Queries per row. The programs of a row read every key that one of them sees.
-        softmax_scale: Factor of the logits; None for ``head_dim ** -0.5``.
+        softmax_scale: Factor of the logits, positive; None for ``head_dim ** -0.5``.
         num_splits: Programs that share the keys of a row and kv_head; None chooses by shapes and GPU. The same number
             gives the same result bit by bit.
         impl: ``triton`` or ``reference`` (one dense mask); an explicit choice never falls back.
@@ -69,7 +69,7 @@ def beacon_decode(
             "beacon_decode computes no gradients, got tensors that require them; use beacon_attention, or "
             "torch.no_grad()."
         )
-    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    scale = check_scale(q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale)
     if impl == "reference":
         return reference(q, keys, values, runs.long(), scale)
     check_device(q)

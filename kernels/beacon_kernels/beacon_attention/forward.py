@@ -86,12 +86,26 @@ def rows_of(runs_ptr, n, offs_q, mask_q):
 
 @triton.jit
 def load_block(
-    ptr, start, stop, stride, BLOCK: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    ptr,
+    start,
+    stop,
+    stride,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    NEAR: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """Entries ``[start, stop)`` of a store, ``[BLOCK, BLOCK_D]``; without ``MASKED`` there are as many as ``BLOCK``."""
+    """Entries ``[start, stop)`` of a store, ``[BLOCK, BLOCK_D]``; without ``MASKED`` there are as many as ``BLOCK``.
+
+    ``NEAR``: offsets within a block fit 32 bits, so loops compute them once and add them to a block's first address.
+    """
     offs = tl.arange(0, BLOCK)
     offs_d = tl.arange(0, BLOCK_D)
-    ptrs = ptr + (start + offs).to(tl.int64)[:, None] * stride + offs_d[None, :]
+    if NEAR:
+        ptrs = ptr + tl.cast(start, tl.int64) * stride + (offs[:, None] * stride + offs_d[None, :])
+    else:
+        ptrs = ptr + (start + offs).to(tl.int64)[:, None] * stride + offs_d[None, :]
     if MASKED:
         mask_rows = start + offs < stop
         loaded = tl.load(ptrs, mask=mask_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
@@ -103,22 +117,61 @@ def load_block(
 
 
 @triton.jit
+def load_keys(
+    t,
+    ends,
+    bases,
+    stops,
+    kv_head,
+    k_ptrs,
+    v_ptrs,
+    strides_k,
+    strides_v,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    SAME: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Block t of a walk: its first key, then keys and values ``[BLOCK_N, BLOCK_D]``.
+
+    ``strides_k, strides_v``: of entries, then of heads, of the four stores. ``SAME``: they are the same everywhere, and
+    near enough to count within a block in 32 bits.
+    """
+    start, stop = pick(t, ends, bases) + t * BLOCK_N, pick(t, ends, stops)
+    if SAME:
+        stride_kn, stride_kh = strides_k[0][0], strides_k[1][0]
+        stride_vn, stride_vh = stride_kn, stride_kh
+    else:
+        stride_kn, stride_kh = pick(t, ends, strides_k[0]), pick(t, ends, strides_k[1])
+        stride_vn, stride_vh = pick(t, ends, strides_v[0]), pick(t, ends, strides_v[1])
+    k_ptr = pick(t, ends, k_ptrs) + kv_head * stride_kh
+    v_ptr = pick(t, ends, v_ptrs) + kv_head * stride_vh
+    k = load_block(k_ptr, start, stop, stride_kn, BLOCK_N, MASKED, SAME, HEAD_DIM, BLOCK_D)
+    v = load_block(v_ptr, start, stop, stride_vn, BLOCK_N, MASKED, SAME, HEAD_DIM, BLOCK_D)
+    return start, k, v
+
+
+@triton.jit
 def attend_block(state, q, k, v, visible, scale_log2, MASKED: tl.constexpr):
-    """Take one block of keys into the softmax: q ``[BLOCK_M, BLOCK_D]``, k and v ``[BLOCK_N, BLOCK_D]``."""
+    """Take one block of keys into the softmax: q ``[BLOCK_M, BLOCK_D]``, k and v ``[BLOCK_N, BLOCK_D]``.
+
+    The scale is positive, so it can wait until after the maximum: one fused multiply-add per element.
+    """
     acc, l_i, m_i = state
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_N]
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
     if MASKED:
         s = tl.where(visible, s, float("-inf"))
-    m_new = tl.maximum(m_i, tl.max(s, 1))
+    m_new = tl.maximum(m_i, tl.max(s, 1) * scale_log2)
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new) if MASKED else m_new
-    p = tl.exp2(s - m_safe[:, None])
+    p = tl.exp2(s * scale_log2 - m_safe[:, None])
     alpha = tl.exp2(m_i - m_safe)
     l_i = l_i * alpha + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return acc, l_i, m_new
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "items", "items_per_tile"])
 def forward_kernel(
     q_ptr,
     k0_ptr,
@@ -159,6 +212,7 @@ def forward_kernel(
     scale_log2,
     GROUP: tl.constexpr,
     PACKED: tl.constexpr,
+    SAME: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -182,10 +236,14 @@ def forward_kernel(
         )
         k_ptrs = (k0_ptr, k1_ptr, k2_ptr, k3_ptr)
         v_ptrs = (v0_ptr, v1_ptr, v2_ptr, v3_ptr)
-        strides_kh = (stride_k0h, stride_k1h, stride_k2h, stride_k3h)
-        strides_vh = (stride_v0h, stride_v1h, stride_v2h, stride_v3h)
-        strides_kn = (stride_k0n, stride_k1n, stride_k2n, stride_k3n)
-        strides_vn = (stride_v0n, stride_v1n, stride_v2n, stride_v3n)
+        strides_k = (
+            (stride_k0n, stride_k1n, stride_k2n, stride_k3n),
+            (stride_k0h, stride_k1h, stride_k2h, stride_k3h),
+        )
+        strides_v = (
+            (stride_v0n, stride_v1n, stride_v2n, stride_v3n),
+            (stride_v0h, stride_v1h, stride_v2h, stride_v3h),
+        )
 
         acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -193,22 +251,42 @@ def forward_kernel(
         state = (acc, l_i, m_i)
         ends, bases = whole_walk(tile, BLOCK_N)
         for t in range(ends[3]):
-            start = pick(t, ends, bases) + t * BLOCK_N
-            k_ptr = pick(t, ends, k_ptrs) + kv_head * pick(t, ends, strides_kh)
-            v_ptr = pick(t, ends, v_ptrs) + kv_head * pick(t, ends, strides_vh)
-            stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
-            k = load_block(k_ptr, start, start, stride_kn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
-            v = load_block(v_ptr, start, start, stride_vn, BLOCK_N, False, HEAD_DIM, BLOCK_D)
+            _, k, v = load_keys(
+                t,
+                ends,
+                bases,
+                ends,
+                kv_head,
+                k_ptrs,
+                v_ptrs,
+                strides_k,
+                strides_v,
+                BLOCK_N,
+                False,
+                SAME,
+                HEAD_DIM,
+                BLOCK_D,
+            )
             state = attend_block(state, q, k, v, mask_q, scale_log2, False)
         ends, bases, stops = masked_walk(tile, BLOCK_N)
         run_lo, run_hi = rows_of(runs_ptr, n, offs_q, mask_q)
         for t in range(ends[3]):
-            start, stop = pick(t, ends, bases) + t * BLOCK_N, pick(t, ends, stops)
-            k_ptr = pick(t, ends, k_ptrs) + kv_head * pick(t, ends, strides_kh)
-            v_ptr = pick(t, ends, v_ptrs) + kv_head * pick(t, ends, strides_vh)
-            stride_kn, stride_vn = pick(t, ends, strides_kn), pick(t, ends, strides_vn)
-            k = load_block(k_ptr, start, stop, stride_kn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
-            v = load_block(v_ptr, start, stop, stride_vn, BLOCK_N, True, HEAD_DIM, BLOCK_D)
+            start, k, v = load_keys(
+                t,
+                ends,
+                bases,
+                stops,
+                kv_head,
+                k_ptrs,
+                v_ptrs,
+                strides_k,
+                strides_v,
+                BLOCK_N,
+                True,
+                SAME,
+                HEAD_DIM,
+                BLOCK_D,
+            )
             offs_n = start + tl.arange(0, BLOCK_N)
             lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
             visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])
@@ -241,6 +319,16 @@ def four(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def strides(tensors: Sequence[torch.Tensor]) -> list[int]:
     """Strides of entries and heads, tensor after tensor."""
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def near(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether offsets within a block of any of these, at most 256 entries, fit 32 bits."""
+    return all(tensor.stride(0) < 2**22 for tensor in tensors)
+
+
+def same(stores: Sequence[torch.Tensor]) -> bool:
+    """Whether all stores have the same strides, and small ones."""
+    return near(stores) and len({tuple(strides([store])) for store in stores if len(store)}) <= 1
 
 
 def constants(tile: Tile, head_dim: int, group: int) -> dict[str, int]:
@@ -312,6 +400,7 @@ def forward(
         per_tile,
         softmax_scale * 1.4426950408889634,
         PACKED=packed,
+        SAME=same([*keys, *values]),
         **constants(tile, head_dim, heads // keys[0].shape[1]),
     )
     return out, lse

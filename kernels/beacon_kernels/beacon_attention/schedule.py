@@ -17,6 +17,10 @@ import torch
 from beacon_kernels.tiles import Tile, tile_for
 
 STORES = 4
+MANY = 10**6  # rows that fill any tile
+SMS = 132  # multiprocessors of an H100, where there is no GPU to ask
+PARTS = 2**30  # bytes that partial dk and dv may take
+ENTRIES = 2**31 - 1  # entries are numbered in int32
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,12 @@ class Work:
             is seen by the queries ``[mid_lo, mid_hi)``, a multiple of ``tile.block_m``, and some keys by others
             in ``[lo, hi)``.
         tile: Sizes of the tiles.
+        count: Queries, or keys of all stores, that the tiles cover.
     """
 
     items: torch.Tensor
     tile: Tile
+    count: int
 
     def to(self, device: torch.device | str) -> Work:
         """The same list on another device."""
@@ -52,6 +58,7 @@ class Schedule:
         dq: Tiles of queries of the backward pass; None without gradients.
         dkv: Tiles of keys of the backward pass.
         key_runs: int32 ``[2, entries of all stores]``: which queries see each key, half-open.
+        splits: Programs that share the heads of a group for dk and dv, a divisor of their number.
     """
 
     runs: torch.Tensor
@@ -61,6 +68,7 @@ class Schedule:
     dq: Work | None = None
     dkv: Work | None = None
     key_runs: torch.Tensor | None = None
+    splits: int = 1
 
     def to(self, device: torch.device | str) -> Schedule:
         """The same schedule on another device."""
@@ -116,13 +124,30 @@ def schedule_for(
             return tiles[kernel]
         return tile_for(kernel, head_dim, itemsize, capability, rows=rows)
 
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} heads and {kv_heads} kv_heads.")
     group = heads // kv_heads
-    packed = 1
-    while rows * packed < tile("forward", 10**6).block_m and group % (2 * packed) == 0:
-        packed *= 2
-    backward = (tile("backward_dq", rows * packed), tile("backward_dkv", 10**6)) if gradients else None
+    widest = min(tile(kernel, MANY).block_m for kernel in ("forward", "backward_dq")[: 1 + gradients])
+    fitting = [divisor for divisor in range(1, group + 1) if group % divisor == 0 and divisor <= widest]
+    packed = next((divisor for divisor in fitting if rows * divisor >= widest), fitting[-1])
+    backward = (tile("backward_dq", rows * packed), tile("backward_dkv", MANY)) if gradients else None
     forward = tile("forward", rows * packed)
-    return build_schedule(runs, sizes, starts, tile=forward, packed=packed, backward=backward).to(device)
+    schedule = build_schedule(runs, sizes, starts, tile=forward, packed=packed, backward=backward)
+    if schedule.dkv is not None:
+        sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS
+        splits = _splits(schedule.dkv, group, kv_heads, sms)
+        fits = 8 * splits * kv_heads * head_dim * schedule.dkv.count <= PARTS  # bytes of dk and dv in float32
+        schedule = replace(schedule, splits=splits if fits else 1)
+    return schedule.to(device)
+
+
+def _splits(work: Work, group: int, kv_heads: int, sms: int) -> int:
+    """As few as keep the longest item below half of what every multiprocessor gets: it would be the last to end."""
+    blocks = -(-(work.items[:, 6] - work.items[:, 3]).long() // work.tile.block_m)
+    if not len(blocks):
+        return 1
+    longest, share = int(blocks.max()) * group, int(blocks.sum()) * group * kv_heads / sms
+    return next(n for n in range(1, group + 1) if group % n == 0 and (longest / n <= share / 2 or n == group))
 
 
 def build_schedule(
@@ -141,7 +166,7 @@ def build_schedule(
         sizes: Entries of each store.
         starts: First query of every window, ascending, the first 0.
         tile: Sizes of the tiles; ``block_m`` counts queries times packed heads.
-        packed: Heads that share a tile of queries, a divisor of ``block_m``: many for lists of few queries a window.
+        packed: Heads that share a tile of queries, a divisor of a group: many for lists of few queries a window.
         backward: Tiles for dq and for dk and dv, if there will be a backward pass.
 
     Raises:
@@ -156,10 +181,14 @@ def build_schedule(
         )
     tiles_of_queries = [tile] if backward is None else [tile, backward[0]]
     for one in tiles_of_queries:
-        if packed < 1 or one.block_m % packed:
+        if not 1 <= packed <= one.block_m:
             raise ValueError(
-                f"packed must divide block_m, got packed={packed} for block_m={one.block_m}; pack fewer heads."
+                f"packed must be from 1 to block_m, got packed={packed} for block_m={one.block_m}; pack fewer heads."
             )
+    if max(count, *sizes, sum(sizes)) > ENTRIES:
+        raise ValueError(
+            f"entries must number at most {ENTRIES}, got {count} queries and {list(sizes)}; split the pass."
+        )
     begin = torch.tensor(starts, dtype=torch.int64)
     rising = len(begin) and begin[0] == 0 and begin[-1] < count and bool((begin.diff() > 0).all())
     if count and not rising:
@@ -200,7 +229,7 @@ def _query_work(lo_hi: torch.Tensor, sizes: Sequence[int], begin: torch.Tensor, 
         whole = torch.where(all_lo == any_lo, (all_hi - any_lo).clamp(min=0) // tile.block_n * tile.block_n, 0)
         tiles[:, 2 + 3 * store : 5 + 3 * store] = torch.stack([any_lo, any_lo + whole, any_hi], dim=1)
         cost += -(-(any_hi - any_lo) // tile.block_n)
-    return Work(_ordered(tiles, cost), tile)
+    return Work(_ordered(tiles, cost), tile, lo_hi.shape[2])
 
 
 def _key_work(inverse: Sequence[torch.Tensor], begin: torch.Tensor, count: int, tile: Tile) -> Work:
@@ -215,7 +244,7 @@ def _key_work(inverse: Sequence[torch.Tensor], begin: torch.Tensor, count: int, 
         number = torch.full_like(first, store)
         parts.append(torch.stack([number, first, end, any_lo, mid_lo, mid_lo + whole, any_hi], dim=1))
     tiles = torch.cat(parts)
-    return Work(_ordered(tiles, tiles[:, 6] - tiles[:, 3]), tile)
+    return Work(_ordered(tiles, tiles[:, 6] - tiles[:, 3]), tile, sum(len(lo) for lo, _ in inverse))
 
 
 def _key_starts(lo: torch.Tensor, hi: torch.Tensor, window: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,8 @@
-"""Checks before a launch: what must hold, what came, what to do. No kernel reads out of bounds after them."""
+"""Checks before a launch: what must hold, what came, what to do.
+
+No kernel reads out of bounds after them, given a schedule that `build_schedule` made: that validates every integer,
+once; here only sizes and forms are compared.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,8 @@ def check(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.
         ValueError: Shapes, dtypes, devices or sizes that do not fit.
     """
     check_tensors(q, keys, values)
+    if len(keys) > STORES:
+        raise ValueError(f"there can be at most {STORES} stores, got {len(keys)}; concatenate some.")
     for number, k in enumerate(keys):
         if k.shape[0] != schedule.sizes[number]:
             raise ValueError(
@@ -47,6 +53,42 @@ def check(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.
             f"the schedule must be for {q.shape[0]} queries on {q.device}, got {schedule.runs.shape[2]} on "
             f"{schedule.runs.device}; build it for them, and move it with to()."
         )
+    if group % schedule.splits:
+        raise ValueError(
+            f"splits must divide {group} heads per kv_head, got {schedule.splits}; build the schedule anew."
+        )
+    _check_form(schedule)
+
+
+def _check_form(schedule: Schedule) -> None:
+    """That the schedule's parts belong together."""
+    n, entries = schedule.runs.shape[2], sum(schedule.sizes)
+    parts: list[tuple[str, torch.Tensor, list[int]]] = [("runs", schedule.runs, [STORES, 2, n])]
+    for name, work, count, columns in (
+        ("forward", schedule.forward, n, 14),
+        ("dq", schedule.dq, n, 14),
+        ("dkv", schedule.dkv, entries, 7),
+    ):
+        if work is not None:
+            parts.append((name, work.items, [len(work.items), columns]))
+            if work.count != count:
+                raise ValueError(
+                    f"the schedule's {name} must cover {count} entries, got {work.count}; take all parts from one "
+                    "build_schedule."
+                )
+    if schedule.key_runs is not None:
+        parts.append(("key_runs", schedule.key_runs, [2, entries]))
+    for name, tensor, shape in parts:
+        if (
+            tensor.dtype != torch.int32
+            or list(tensor.shape) != shape
+            or not tensor.is_contiguous()
+            or tensor.device != schedule.runs.device
+        ):
+            raise ValueError(
+                f"the schedule's {name} must be contiguous int32 {shape} on {schedule.runs.device}, got {tensor.dtype} "
+                f"{list(tensor.shape)} on {tensor.device}; build it with build_schedule and move it with to()."
+            )
 
 
 def check_decode(
@@ -127,12 +169,25 @@ def check_tensors(q: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequenc
                 f"head_dim must be contiguous, got stride {tensor.stride(2)} in {name}; call contiguous()."
             )
     kv_heads = keys[0].shape[1]
+    if kv_heads < 1:
+        raise ValueError("keys must have at least one kv_head, got 0.")
     for number, (k, v) in enumerate(zip(keys, values, strict=True)):
         if k.shape != v.shape or k.shape[1] != kv_heads:
             raise ValueError(
                 f"stores must have keys and values of one shape and the same kv_heads, got {list(k.shape)} and "
                 f"{list(v.shape)} in store {number} beside {kv_heads} heads in store 0."
             )
+
+
+def check_scale(softmax_scale: float) -> float:
+    """The factor itself, if it is positive: kernels take maxima before they scale.
+
+    Raises:
+        ValueError: It is not, or not finite.
+    """
+    if not 0 < softmax_scale < float("inf"):
+        raise ValueError(f"softmax_scale must be positive and finite, got {softmax_scale}; scale q instead.")
+    return softmax_scale
 
 
 def check_device(q: torch.Tensor) -> None:
