@@ -1,7 +1,8 @@
 """Tile sizes by (kernel, architecture, head_dim, bytes per element): a table, no tuning in the call path.
 
-No GPU has measured these yet: they are guesses, compiled for both chips by `tests/kernels/test_aot.py`. Up to head_dim 128
-in half precision none spills with Triton 3.6 and 3.7; Ampere's serve every chip but Hopper and datacenter Blackwell.
+No GPU has measured these yet: they are guesses, compiled for both chips by `tests/kernels/test_aot.py`. Up to
+head_dim 128 in half precision none spills with Triton 3.6 and 3.7. Ampere's serve every chip but Hopper and datacenter
+Blackwell.
 """
 
 from __future__ import annotations
