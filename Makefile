@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 # The first interpreter that the pins have wheels for and that can make a virtual environment.
 usable := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))

@@ -124,7 +124,7 @@ def test_plans_of_every_kind(case: Case) -> None:
 
 
 @INTERPRETED
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_runs(data: st.DataObject) -> None:
     """Whatever each query sees, nothing included; a backward pass is only for plans."""
@@ -143,7 +143,7 @@ def test_any_runs(data: st.DataObject) -> None:
 
 
 @INTERPRETED
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_runs_whose_bounds_rise(data: st.DataObject) -> None:
     """Then every key is seen by one run of queries, if by any."""
