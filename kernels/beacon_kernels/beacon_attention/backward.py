@@ -160,56 +160,21 @@ def dq_kernel(
         row = head * tl.cast(n, tl.int64) + offs_q
         lse2 = tl.load(lse_ptr + row, mask=mask_q, other=0.0) * LOG2E
         delta = tl.load(delta_ptr + row, mask=mask_q, other=0.0)
-        k_ptrs = (k0_ptr, k1_ptr, k2_ptr, k3_ptr)
-        v_ptrs = (v0_ptr, v1_ptr, v2_ptr, v3_ptr)
-        strides_k = (
-            (stride_k0n, stride_k1n, stride_k2n, stride_k3n),
-            (stride_k0h, stride_k1h, stride_k2h, stride_k3h),
-        )
-        strides_v = (
-            (stride_v0n, stride_v1n, stride_v2n, stride_v3n),
-            (stride_v0h, stride_v1h, stride_v2h, stride_v3h),
+        stores = (
+            ((k0_ptr, k1_ptr, k2_ptr, k3_ptr), (v0_ptr, v1_ptr, v2_ptr, v3_ptr)),
+            ((stride_k0n, stride_k1n, stride_k2n, stride_k3n), (stride_v0n, stride_v1n, stride_v2n, stride_v3n)),
+            ((stride_k0h, stride_k1h, stride_k2h, stride_k3h), (stride_v0h, stride_v1h, stride_v2h, stride_v3h)),
         )
 
         dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         ends, bases = whole_walk(tile, BLOCK_N)
         for t in range(ends[3]):
-            _, k, v = load_keys(
-                t,
-                ends,
-                bases,
-                ends,
-                kv_head,
-                k_ptrs,
-                v_ptrs,
-                strides_k,
-                strides_v,
-                BLOCK_N,
-                False,
-                SAME,
-                HEAD_DIM,
-                BLOCK_D,
-            )
+            _, k, v = load_keys(t, ends, bases, ends, kv_head, stores, BLOCK_N, False, SAME, HEAD_DIM, BLOCK_D)
             dq = _dq_step(dq, q, do, k, v, lse2, delta, mask_q, scale_log2, False)
         ends, bases, stops = masked_walk(tile, BLOCK_N)
         run_lo, run_hi = rows_of(runs_ptr, n, offs_q, mask_q)
         for t in range(ends[3]):
-            start, k, v = load_keys(
-                t,
-                ends,
-                bases,
-                stops,
-                kv_head,
-                k_ptrs,
-                v_ptrs,
-                strides_k,
-                strides_v,
-                BLOCK_N,
-                True,
-                SAME,
-                HEAD_DIM,
-                BLOCK_D,
-            )
+            start, k, v = load_keys(t, ends, bases, stops, kv_head, stores, BLOCK_N, True, SAME, HEAD_DIM, BLOCK_D)
             offs_n = start + tl.arange(0, BLOCK_N)
             lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
             visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])

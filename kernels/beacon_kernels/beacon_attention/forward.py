@@ -123,10 +123,7 @@ def load_keys(
     bases,
     stops,
     kv_head,
-    k_ptrs,
-    v_ptrs,
-    strides_k,
-    strides_v,
+    stores,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
     SAME: tl.constexpr,
@@ -135,18 +132,19 @@ def load_keys(
 ):
     """Block t of a walk: its first key, then keys and values ``[BLOCK_N, BLOCK_D]``.
 
-    ``strides_k, strides_v``: of entries, then of heads, of the four stores. ``SAME``: they are the same everywhere, and
-    near enough to count within a block in 32 bits.
+    ``stores``: pointers, strides of entries, strides of heads; of each those of the four keys, then of the four values.
+    ``SAME``: strides are the same everywhere, and near enough to count within a block in 32 bits.
     """
     start, stop = pick(t, ends, bases) + t * BLOCK_N, pick(t, ends, stops)
+    pointers, strides_n, strides_h = stores
     if SAME:
-        stride_kn, stride_kh = strides_k[0][0], strides_k[1][0]
+        stride_kn, stride_kh = strides_n[0][0], strides_h[0][0]
         stride_vn, stride_vh = stride_kn, stride_kh
     else:
-        stride_kn, stride_kh = pick(t, ends, strides_k[0]), pick(t, ends, strides_k[1])
-        stride_vn, stride_vh = pick(t, ends, strides_v[0]), pick(t, ends, strides_v[1])
-    k_ptr = pick(t, ends, k_ptrs) + kv_head * stride_kh
-    v_ptr = pick(t, ends, v_ptrs) + kv_head * stride_vh
+        stride_kn, stride_kh = pick(t, ends, strides_n[0]), pick(t, ends, strides_h[0])
+        stride_vn, stride_vh = pick(t, ends, strides_n[1]), pick(t, ends, strides_h[1])
+    k_ptr = pick(t, ends, pointers[0]) + kv_head * stride_kh
+    v_ptr = pick(t, ends, pointers[1]) + kv_head * stride_vh
     k = load_block(k_ptr, start, stop, stride_kn, BLOCK_N, MASKED, SAME, HEAD_DIM, BLOCK_D)
     v = load_block(v_ptr, start, stop, stride_vn, BLOCK_N, MASKED, SAME, HEAD_DIM, BLOCK_D)
     return start, k, v
@@ -234,15 +232,10 @@ def forward_kernel(
         q = tl.load(
             q_ptr + offs_q[:, None] * stride_qn + head[:, None] * stride_qh + offs_d[None, :], mask=mask_qd, other=0.0
         )
-        k_ptrs = (k0_ptr, k1_ptr, k2_ptr, k3_ptr)
-        v_ptrs = (v0_ptr, v1_ptr, v2_ptr, v3_ptr)
-        strides_k = (
-            (stride_k0n, stride_k1n, stride_k2n, stride_k3n),
-            (stride_k0h, stride_k1h, stride_k2h, stride_k3h),
-        )
-        strides_v = (
-            (stride_v0n, stride_v1n, stride_v2n, stride_v3n),
-            (stride_v0h, stride_v1h, stride_v2h, stride_v3h),
+        stores = (
+            ((k0_ptr, k1_ptr, k2_ptr, k3_ptr), (v0_ptr, v1_ptr, v2_ptr, v3_ptr)),
+            ((stride_k0n, stride_k1n, stride_k2n, stride_k3n), (stride_v0n, stride_v1n, stride_v2n, stride_v3n)),
+            ((stride_k0h, stride_k1h, stride_k2h, stride_k3h), (stride_v0h, stride_v1h, stride_v2h, stride_v3h)),
         )
 
         acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -251,42 +244,12 @@ def forward_kernel(
         state = (acc, l_i, m_i)
         ends, bases = whole_walk(tile, BLOCK_N)
         for t in range(ends[3]):
-            _, k, v = load_keys(
-                t,
-                ends,
-                bases,
-                ends,
-                kv_head,
-                k_ptrs,
-                v_ptrs,
-                strides_k,
-                strides_v,
-                BLOCK_N,
-                False,
-                SAME,
-                HEAD_DIM,
-                BLOCK_D,
-            )
+            _, k, v = load_keys(t, ends, bases, ends, kv_head, stores, BLOCK_N, False, SAME, HEAD_DIM, BLOCK_D)
             state = attend_block(state, q, k, v, mask_q, scale_log2, False)
         ends, bases, stops = masked_walk(tile, BLOCK_N)
         run_lo, run_hi = rows_of(runs_ptr, n, offs_q, mask_q)
         for t in range(ends[3]):
-            start, k, v = load_keys(
-                t,
-                ends,
-                bases,
-                stops,
-                kv_head,
-                k_ptrs,
-                v_ptrs,
-                strides_k,
-                strides_v,
-                BLOCK_N,
-                True,
-                SAME,
-                HEAD_DIM,
-                BLOCK_D,
-            )
+            start, k, v = load_keys(t, ends, bases, stops, kv_head, stores, BLOCK_N, True, SAME, HEAD_DIM, BLOCK_D)
             offs_n = start + tl.arange(0, BLOCK_N)
             lo, hi = pick(t, ends, run_lo), pick(t, ends, run_hi)
             visible = (offs_n[None, :] >= lo[:, None]) & (offs_n[None, :] < hi[:, None])
