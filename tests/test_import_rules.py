@@ -41,7 +41,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets",),
 )
 KERNEL_USERS = {"attention"}  # modules of `beacon` that may import `beacon_kernels`
-KERNEL_FILES = {"forward.py", "backward.py", "decode.py"}  # files of `beacon_kernels` that import triton at the top
+KERNEL_FILES = {
+    "forward.py",
+    "backward.py",
+    "backward_dkv.py",
+    "decode.py",
+}  # files of `beacon_kernels` that import triton at the top
 KERNEL_IMPORTS = {"beacon_kernels", "torch", "triton"}  # all that `beacon_kernels` may import, beside the stdlib
 PRINTING = {"__main__", "cli"}  # modules of `beacon` that may print
 # Optional or slow to import: `beacon` imports them inside functions only.

@@ -20,7 +20,6 @@ from beacon_kernels.beacon_attention import Schedule, beacon_attention, beacon_d
 from beacon_kernels.rotate_commit import Gather, build_gather, rotate_commit
 
 DECODED = 16  # new tokens per row up to which keys are split over programs
-STORES = 4
 KINDS = ("raw_slots", "beacon_slots", "commits")
 
 
@@ -37,7 +36,7 @@ def attend(inputs: AttentionInputs, plan: Plan) -> Outputs:
     queries = [inputs.raw_q] if inputs.beacon_q is None else [inputs.raw_q, inputs.beacon_q]
     alike = _alike([*queries, *keys, *values])
     (raw_q, *beacon_q), stores = alike[: len(queries)], alike[len(queries) :]
-    call = _Call(inputs, plan.host, stores[:STORES], stores[STORES:], sizes)
+    call = _Call(inputs, plan.host, stores[: len(keys)], stores[len(keys) :], sizes)
     count = 0 if inputs.records else _once(inputs.memo, "decoded", lambda: decoded(plan.host))
     raw = call.decode(raw_q, count) if count else call.attend(raw_q, "raw")
     return raw, call.attend(beacon_q[0], "beacon") if beacon_q else None

@@ -106,7 +106,7 @@ def _dq(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Sourc
 
 
 def _dkv(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
-    from beacon_kernels.beacon_attention.backward import dkv_kernel
+    from beacon_kernels.beacon_attention.backward_dkv import dkv_kernel
     from beacon_kernels.beacon_attention.forward import constants
 
     return dkv_kernel, {"SPLITS": 1, "NEAR": alike, **constants(tile, head_dim, group)}, INDICES

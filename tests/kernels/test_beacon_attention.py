@@ -124,7 +124,7 @@ def test_plans_of_every_kind(case: Case) -> None:
 
 
 @INTERPRETED
-@settings(max_examples=8)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_runs(data: st.DataObject) -> None:
     """Whatever each query sees, nothing included; a backward pass is only for plans."""

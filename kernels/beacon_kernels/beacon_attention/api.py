@@ -9,9 +9,8 @@ import torch
 from beacon_kernels.beacon_attention.autograd import attend
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.schedule import Schedule
-from beacon_kernels.beacon_attention.validation import check, check_device, check_scale
-
-IMPLEMENTATIONS = ("triton", "reference")
+from beacon_kernels.beacon_attention.validation import check, check_scale
+from beacon_kernels.dispatch import IMPLEMENTATIONS, check_device
 
 
 def beacon_attention(

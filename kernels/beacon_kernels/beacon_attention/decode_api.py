@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from beacon_kernels.beacon_attention.api import IMPLEMENTATIONS
 from beacon_kernels.beacon_attention.autograd import decoding
 from beacon_kernels.beacon_attention.reference import reference
 from beacon_kernels.beacon_attention.schedule import SMS
-from beacon_kernels.beacon_attention.validation import check_decode, check_device, check_scale
-from beacon_kernels.dispatch import launches_directly
+from beacon_kernels.beacon_attention.validation import check_decode, check_scale
+from beacon_kernels.dispatch import IMPLEMENTATIONS, check_device, launches_directly
 
 WAVES = 2  # programs per multiprocessor
 KEYS_PER_SPLIT = 128  # fewer are not worth a program and a row of scratch

@@ -6,7 +6,6 @@ once; here only sizes and forms are compared.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -188,23 +187,3 @@ def check_scale(softmax_scale: float) -> float:
     if not 0 < softmax_scale < float("inf"):
         raise ValueError(f"softmax_scale must be positive and finite, got {softmax_scale}; scale q instead.")
     return softmax_scale
-
-
-def check_device(q: torch.Tensor) -> None:
-    """Check that kernels run where the tensors are.
-
-    Args:
-        q: ``[n, heads, head_dim]``.
-
-    Raises:
-        ValueError: Neither a GPU nor Triton's interpreter, or bfloat16 in the interpreter.
-    """
-    if q.is_cuda:
-        return
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"impl='triton' needs CUDA tensors, got {q.device}; use impl='reference', or set TRITON_INTERPRET=1 before "
-            "Triton is imported to run it in the interpreter."
-        )
-    if q.dtype == torch.bfloat16:
-        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 
+from beacon_kernels.dispatch import IMPLEMENTATIONS, check_device
 from beacon_kernels.rotate_commit.autograd import gathered, rotate_commit_into_op
 from beacon_kernels.rotate_commit.gather import Gather
 from beacon_kernels.rotate_commit.reference import reference
 from beacon_kernels.rotate_commit.validation import check
-
-IMPLEMENTATIONS = ("triton", "reference")
 
 
 def rotate_commit(
@@ -59,22 +57,10 @@ def rotate_commit(
     if impl == "reference":
         k, v = reference(k_sources, v_sources, None if gather is None else gather.index, cos, sin)
         return k if k_out is None else k_out.copy_(k), v if v is None or v_out is None else v_out.copy_(v)
-    _check_device(k_sources[0])
+    check_device(k_sources[0])
     keys, values = list(k_sources), list(v_sources or [])
     if k_out is not None:
         rotate_commit_into_op(keys, values, None if gather is None else gather.index, cos, sin, k_out, v_out)
         return k_out, v_out
     out = gathered(keys, values, gather, cos, sin)
     return out[0], out[1] if values else None
-
-
-def _check_device(like: torch.Tensor) -> None:
-    if like.is_cuda:
-        return
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"impl='triton' needs CUDA tensors, got {like.device}; use impl='reference', or set TRITON_INTERPRET=1 "
-            "before Triton is imported to run it in the interpreter."
-        )
-    if like.dtype == torch.bfloat16:
-        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
