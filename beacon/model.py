@@ -14,10 +14,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
+from beacon.documents import Documents, packed_documents
 from beacon.families import is_longrope
 from beacon.generation import BeaconGeneration
 from beacon.identity import Wrapping, base_fingerprint, is_disabled
-from beacon.loss import check_labels, text_loss
+from beacon.loss import IGNORED, check_labels, check_weights, text_loss
 from beacon.modules import Rotary
 from beacon.plan import Span
 from beacon.reading import HiddenStates, Itinerary, check_checkpointing, plan_call, read
@@ -62,7 +63,9 @@ class BeaconModel(BeaconGeneration):
         Args:
             input_ids: Token ids ``[batch, seqlen]``; with a cache the whole text or only what is new.
             attention_mask: 1 for text, 0 for padding, over all columns so far or over ``input_ids``.
-            position_ids: Used by the stock attention on short texts, ignored otherwise (the plan gives positions).
+            position_ids: Where they start again at 0 in the one row of a call without mask and cache, documents packed
+                one after the other, each read by itself (``ratios`` count in each). Else they are used by the stock
+                attention on short texts and ignored otherwise (the plan gives positions).
             past_key_values: A :class:`BeaconCache`, an empty ``DynamicCache``, or None.
             inputs_embeds: Refused.
             labels: Token ids ``[batch, seqlen]``, -100 not counted; gives the mean next-token loss. The text ends with
@@ -74,7 +77,8 @@ class BeaconModel(BeaconGeneration):
             expected_length: Length in tokens that the text will have, for the adaptive policy.
             keep_first: Tokens at the start that are kept as they are.
             keep_from: Text index from which on nothing is condensed.
-            **kwargs: ``num_items_in_batch`` divides the loss; ``return_dict``.
+            **kwargs: ``num_items_in_batch`` divides the loss; ``weights`` ``[batch, seqlen]`` are factors of the
+                labels' losses; ``return_dict``.
 
         Returns:
             ``CausalLMOutputWithPast`` with ``loss``, ``logits [batch, kept, vocab]`` (rows of padding are those of a
@@ -98,14 +102,19 @@ class BeaconModel(BeaconGeneration):
         options = _check_options(inputs_embeds, kwargs)
         input_ids = check_ids(input_ids)
         given = past_key_values is not None
+        documents = None if given else packed_documents(input_ids, attention_mask, position_ids)
+        if documents is not None:
+            return self._forward_packed(documents, input_ids, labels, use_cache, logits_to_keep, ratios, options)
         cache = self.beacon_cache(past_key_values, input_ids.shape[0])
         keep = use_cache if use_cache is not None else given or (labels is None and self.config.use_cache)
         text, trip = self._plan(
             cache, input_ids, attention_mask, ratios, expected_length, keep_first, keep_from, labels is not None, keep
         )
         labels = None if labels is None else check_labels(labels, text, self.config.vocab_size)
-        columns = _kept_columns(text, logits_to_keep, labels)
-        if stock_serves(self, cache, trip, keep):
+        weights = None if options["weights"] is None else check_weights(options["weights"], text)
+        columns = _kept_columns(text.ids.shape[1], logits_to_keep, labels)
+        trains = self.training and labels is not None and torch.is_grad_enabled()
+        if not trains and stock_serves(self, cache, trip, keep):
             whole, after = read_stock(self, cache, trip, attention_mask, position_ids, keep)
             hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
             kept = None if columns is None else _slice(whole, logits_to_keep)
@@ -117,12 +126,46 @@ class BeaconModel(BeaconGeneration):
         loss = None
         if labels is not None:
             items = options["num_items_in_batch"]
-            loss = text_loss(hidden, text, labels, cache.last_hidden, self.beacon_head, items)
-            if not loss.requires_grad:  # a text too short for beacons teaches nothing, yet trainers call backward()
+            loss = text_loss(hidden, text, labels, cache.last_hidden, self.beacon_head, items, weights)
+            if not loss.requires_grad:  # in eval mode a text too short for beacons teaches nothing; backward() is legal
                 loss = loss + 0.0 * self.model.beacon_embed_tokens(text.ids.new_zeros(1)).sum()
         past = self._finish(after, trip, hidden, past_key_values) if keep else None
         result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
         return result if options["return_dict"] else result.to_tuple()
+
+    def _forward_packed(
+        self,
+        documents: Documents,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None,
+        use_cache: bool | None,
+        logits_to_keep: int | torch.Tensor,
+        ratios: Any,
+        options: dict[str, Any],
+    ) -> Any:
+        """:meth:`forward` of packed documents ``[1, T]``: a row each inside (where padding costs nothing)."""
+        if use_cache:
+            raise ValueError("packed documents have no common cache, got use_cache=True; pass a row per document.")
+        for name, value in (("labels", labels), ("weights", options["weights"])):
+            if value is not None and value.shape != input_ids.shape:
+                raise ValueError(
+                    f"{name} must have the shape of input_ids, got {list(value.shape)} for {list(input_ids.shape)}."
+                )
+        columns = _kept_columns(input_ids.shape[1], logits_to_keep, labels)
+        out = BeaconModel.forward(
+            self,
+            documents.rows(input_ids, 0),
+            documents.mask,
+            labels=None if labels is None else documents.rows(labels, IGNORED),
+            weights=None if options["weights"] is None else documents.rows(options["weights"], 0.0),
+            logits_to_keep=0 if columns is None else torch.arange(max(documents.lengths)),
+            num_items_in_batch=options["num_items_in_batch"],
+            ratios=ratios,
+            use_cache=False,
+        )
+        if columns is not None:
+            out.logits = out.logits[documents.mask.bool().to(out.logits.device)][columns.to(out.logits.device)][None]
+        return out if options["return_dict"] else out.to_tuple()
 
     def compress(
         self,
@@ -311,6 +354,7 @@ def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]
     return_dict = kwargs.pop("return_dict", None)
     options = {
         "num_items_in_batch": kwargs.pop("num_items_in_batch", None),
+        "weights": kwargs.pop("weights", None),
         "return_dict": return_dict is None or bool(return_dict),
     }
     if kwargs:
@@ -321,9 +365,8 @@ def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]
     return options
 
 
-def _kept_columns(text: NewText, logits_to_keep: int | torch.Tensor, labels: Any) -> torch.Tensor | None:
+def _kept_columns(columns: int, logits_to_keep: int | torch.Tensor, labels: Any) -> torch.Tensor | None:
     """Columns whose logits are returned (int64), or None for none."""
-    columns = text.ids.shape[1]
     if isinstance(logits_to_keep, torch.Tensor):
         if logits_to_keep.ndim != 1 or logits_to_keep.is_floating_point():
             raise TypeError(

@@ -266,6 +266,8 @@ class BeaconAttention(nn.Module):
         )
         raw_out, beacon_out = beacon_pass.attend(rotated, here.plan)
         out: torch.Tensor = self.o_proj(raw_out.flatten(1))
+        if torch.is_grad_enabled():
+            out = self._tie(out, ("k", "v") if len(beacon) and last else ("q", "k", "v", "o") if len(beacon) else ())
         if beacon_out is None:
             return out
         own_o = getattr(self, "beacon_o_proj", self.o_proj)
@@ -296,6 +298,18 @@ class BeaconAttention(nn.Module):
         k, v = out["k"], out["v"]
         assert k is not None and v is not None
         return out["q"], k, v
+
+    def _tie(self, out: torch.Tensor, used: tuple[str, ...]) -> torch.Tensor:
+        """Add 0 times the trainable projections that a pass does without (a text too short, the last layer).
+
+        Parallel engines wait for a gradient of every parameter from every process. Inside the layer, for there the
+        parameters are whole under ``fully_shard``.
+        """
+        own = (getattr(self, f"beacon_{name}_proj", None) for name in ("q", "k", "v", "o") if name not in used)
+        idle = [p for p in own if p is not None and any(parameter.requires_grad for parameter in p.parameters())]
+        if not idle:
+            return out
+        return out + torch.stack([p(out.new_zeros(0, p.in_features)).sum() for p in idle]).sum().to(out.dtype)
 
     def _keep(
         self, beacon_pass: BeaconPass, new_k: tuple[torch.Tensor, ...], new_v: tuple[torch.Tensor, ...]

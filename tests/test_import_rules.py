@@ -23,14 +23,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("demo",),
-    ("training", "evaluation"),
+    ("training",),
+    ("evaluation",),
     ("__init__",),
     ("saving",),
     ("wrapping",),
     ("model",),
     ("generation", "loss", "stock"),
     ("reading",),
-    ("text",),
+    ("text", "documents"),
     ("cache",),
     ("modules",),
     ("identity", "weights"),
@@ -76,6 +77,8 @@ def dotted_name(path: Path, package: Path) -> str:
 def top_module(dotted: str) -> str:
     """The name in `LAYERS` that `dotted` belongs to, as in `beacon.attention.sdpa` -> `attention`."""
     parts = dotted.split(".")
+    if parts[-1] == "__main__":
+        return "__main__"  # of a package, too: what `python -m` runs stands above everything
     return parts[1] if len(parts) > 1 else "__init__"
 
 

@@ -10,6 +10,13 @@ from beacon import loss as loss_module
 from tests.readers import close, fixed, wrapped
 from tests.tiny_models import random_ids, tiny_model
 
+CONFIGS = {
+    "append": fixed(8, 2, projections=("q", "k", "v", "o")),
+    "biases": fixed(8, 2, projections=("k", "v")),
+    "window by window": fixed(8, 2, segment=1),
+    "interleave": fixed(8, 2, placement="interleave", attention="full-coverage", attend_beacons=True),
+}
+
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
@@ -93,3 +100,39 @@ def test_a_prompt_without_labels_costs_no_head() -> None:
     with torch.no_grad():
         model(ids, labels=labels)
     assert sum(rows) == 3000 - 2 * loss_module.CHUNK
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("length", [1, 5, 8, 45])
+def test_every_beacon_parameter_gets_a_gradient_in_training(name: str, length: int) -> None:
+    """DDP and FSDP2 wait for all of them, also where a text is too short for beacons and in the last layer."""
+    model, ids = wrapped(CONFIGS[name]).train(), random_ids(2, length)
+    model(ids, labels=ids).loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+
+
+def test_weights_are_factors_of_the_labels_losses() -> None:
+    model, ids = wrapped(fixed(8, 2)), random_ids(2, 45)
+    labels = ids.clone()
+    labels[:, 20:25] = -100
+    weights = torch.rand(2, 45)
+    logits = model(ids).logits
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none")
+    own = (weights[:, 1:] * (labels[:, 1:] != -100)).flatten()
+    close(model(ids, labels=labels, weights=weights).loss, (each * own).sum() / own.sum(), 1e-5)
+    close(model(ids, labels=labels, weights=weights, num_items_in_batch=7).loss, (each * own).sum() / 7, 1e-5)
+    close(model(ids, labels=labels, weights=torch.full((2, 45), 3.0)).loss, model(ids, labels=labels).loss, 1e-6)
+    assert model(ids, labels=labels, weights=torch.zeros(2, 45)).loss == 0
+    cache = model(ids[:, :20], labels=labels[:, :20], weights=weights[:, :20], use_cache=True).past_key_values
+    rest = {"labels": labels[:, 20:], "weights": weights[:, 20:], "num_items_in_batch": 1}
+    split = model(ids[:, 20:], torch.ones(2, 45), past_key_values=cache, use_cache=True, **rest).loss
+    close(split, (each * own).view(2, 44)[:, 19:].sum(), 1e-5)
+    for wrong, kind in (
+        (torch.ones(2, 44), ValueError),
+        (-weights, ValueError),
+        (weights * torch.nan, ValueError),
+        (labels, TypeError),
+    ):
+        with pytest.raises(kind, match="weights must"):
+            model(ids, labels=labels, weights=wrong)
