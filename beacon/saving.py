@@ -22,7 +22,7 @@ from beacon.weights import (
     check_finite,
     collect_weights,
     is_beacon_weight,
-    is_sharded,
+    is_spread,
     some,
     write_adapter,
 )
@@ -33,13 +33,14 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
+def save_adapter(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
     """Write the beacon weights and configuration of a wrapped model (written whole, then renamed).
 
     Args:
         model: A wrapped model. Offloaded weights are brought in; sharded ones (``fully_shard``) are gathered, so every
             process must call, and the first one writes.
         folder: Where to; made if missing.
+        dtype: Of the weights in the file; None keeps the parameters' (float32 while they train as master weights).
 
     Returns:
         The folder.
@@ -55,9 +56,11 @@ def save_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
         )
     manifest = model.beacon_manifest()
     weights = collect_weights(model)
+    if dtype is not None:
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     check_finite(weights)
     folder = Path(folder)
-    if any(map(is_sharded, beacon_parameters(model).values())) and torch.distributed.get_rank():
+    if any(map(is_spread, beacon_parameters(model).values())) and torch.distributed.get_rank():
         return folder
     write_adapter(folder, manifest, weights)
     return folder
@@ -117,11 +120,21 @@ def load_reference(model: Any, path: str | os.PathLike[str]) -> Any:
     """
     if not isinstance(model, BeaconModel):
         raise TypeError(f"load_reference() takes a wrapped model, got {type(model).__name__}; call beacon.wrap first.")
-    weights = _read_weights(Path(path))
-    shapes = {name: tuple(p.shape) for name, p in beacon_parameters(model).items()}
-    _check_match(weights, shapes, Path(path))
-    _assign(model, weights)
+    load_weights(model, Path(path))
     return model
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Copy beacon weights from a file or folder into a wrapped model, whatever configuration lies beside them.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Missing, unknown or misshapen beacon weights, damaged files, pickles, NaN.
+    """
+    weights = _read_weights(path)
+    shapes = {name: tuple(p.shape) for name, p in beacon_parameters(model).items()}
+    _check_match(weights, shapes, path)
+    _assign(model, weights)
 
 
 def _resolve(source: str | os.PathLike[str]) -> Path:
@@ -220,7 +233,7 @@ def _check_match(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, 
 
 def _assign(model: Any, weights: dict[str, torch.Tensor]) -> None:
     parameters = beacon_parameters(model)
-    away = [name for name, parameter in parameters.items() if parameter.is_meta or is_sharded(parameter)]
+    away = [name for name, parameter in parameters.items() if parameter.is_meta or is_spread(parameter)]
     if away:
         raise ValueError(f"{some(away)} are offloaded or sharded; load the weights before that is done to the model.")
     with torch.no_grad():

@@ -21,8 +21,9 @@ def is_beacon_weight(name: str) -> bool:
 
 
 def beacon_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """The parameters that :func:`beacon.wrap` added, by their full names."""
-    return {name: p for name, p in model.named_parameters() if is_beacon_weight(name)}
+    """The parameters that :func:`beacon.wrap` added, by their full names (without what engines put into them)."""
+    named = ((name, p) for name, p in model.named_parameters() if is_beacon_weight(name))
+    return {name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): p for name, p in named}
 
 
 def write_adapter(folder: Path, manifest: str, weights: dict[str, torch.Tensor]) -> None:
@@ -45,7 +46,7 @@ def collect_weights(model: Any) -> dict[str, torch.Tensor]:
     for name, parameter in beacon_parameters(model).items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        with _present(module) if parameter.is_meta else nullcontext():
+        with _whole(module, parameter):
             tensor = getattr(module, leaf).detach()
             weights[name] = (tensor.full_tensor() if is_sharded(tensor) else tensor).to("cpu").contiguous()
     return weights
@@ -56,11 +57,28 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _present(module: Any) -> AbstractContextManager[None]:
-    from accelerate.utils import align_module_device
+def is_partitioned(parameter: Any) -> bool:
+    """Whether DeepSpeed ZeRO-3 has spread a parameter over processes."""
+    return hasattr(parameter, "ds_id")
 
-    present: AbstractContextManager[None] = align_module_device(module)
-    return present
+
+def is_spread(parameter: Any) -> bool:
+    """Whether all processes together hold a parameter, so that gathering it takes all of them."""
+    return is_sharded(parameter) or is_partitioned(parameter)
+
+
+def _whole(module: Any, parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """Where the parameter is here, brought in from where accelerate has offloaded it or gathered under ZeRO-3."""
+    here: AbstractContextManager[None] = nullcontext()
+    if is_partitioned(parameter):
+        from deepspeed.zero import GatheredParameters
+
+        here = GatheredParameters([parameter])
+    elif parameter.is_meta:
+        from accelerate.utils import align_module_device
+
+        here = align_module_device(module)
+    return here
 
 
 @contextmanager

@@ -29,7 +29,7 @@ SIGNATURES = {
     "retrieval_ratios": (
         "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0, expected_length=None)"
     ),
-    "save_adapter": "(model, folder)",
+    "save_adapter": "(model, folder, dtype=None)",
     "unwrap": "(model)",
     "wrap": "(hf_model, config=None)",
     "BeaconConfig": (

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,15 @@ from rich.markup import escape
 
 from beacon import __version__
 
-USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    OSError,
+    ImportError,
+    FloatingPointError,  # a loss that is no number
+    MemoryError,
+)
 WIDTH = 120
 LENGTHS = (4096, 32768, 131072, 1_000_000)
 EXAMPLES = """examples:
@@ -22,6 +30,7 @@ EXAMPLES = """examples:
   beacon info default --lengths 8192 65536
   beacon ask default --context book.txt --question "# the pass key is "
   beacon ask MODEL --adapter ADAPTER --context report.txt --question "What was decided?" --ratio 8
+  beacon train examples/recipes/tiny-cpu.yaml --training.max_steps 20
 """
 
 
@@ -59,9 +68,38 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default 64)")
     ask.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     ask.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model")
+
+    train = commands.add_parser(
+        "train",
+        help="train beacons for a model, as a recipe says",
+        usage="beacon train RECIPE [--resume [CHECKPOINT]] [--check] [--wandb] [--SECTION.FIELD VALUE ...]",
+        description="Train beacons; under torchrun or accelerate launch as `-m beacon.training RECIPE ...`.",
+    )
+    train.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file; examples/recipes/ has some")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint, or from the last one of the output folder",
+    )
+    train.add_argument("--check", action="store_true", help="print the recipe with its options and stop")
+    train.add_argument("--wandb", action="store_true", help="report to Weights & Biases too")
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
+    """What a subcommand does; imported here, for transformers loads slowly and its settings come first."""
+    if name == "train":
+        from beacon.cli import train
+
+        return train.run
+    from beacon.cli import commands
+
+    return {"demo": commands.demo, "info": commands.info, "ask": commands.ask}[name]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,18 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 for a mistake in what was asked, 130 for Ctrl-C.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, options = parser.parse_known_args(argv)
+    if options and (args.command != "train" or "." not in options[0].partition("=")[0]):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    args.options = options
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
     if not args.debug:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)  # a file has no width to fit
-    from beacon.cli import commands  # transformers loads slowly, and its settings come first
 
     try:
-        run = {"demo": commands.demo, "info": commands.info, "ask": commands.ask}[args.command]
-        run(args, console)
+        _command(args.command)(args, console)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return 130

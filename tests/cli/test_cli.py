@@ -28,6 +28,7 @@ OPTIONS = {
         "--ratio",
         "MODEL",
     ],
+    "train": ["--check", "--resume", "--wandb", "RECIPE"],
 }
 
 

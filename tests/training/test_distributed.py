@@ -1,0 +1,95 @@
+"""Two gloo processes on the CPU, and runs that are killed: all give what one process that went through gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from beacon.training.checkpoints import last_checkpoint
+from tests.readers import close
+from tests.training.runs import arguments, documents, launch, run
+
+ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddp": ("MULTI_CPU", {}),
+    "ddp, checkpointed": ("MULTI_CPU", {"gradient_checkpointing": True}),
+    "fsdp2": ("FSDP", {"fsdp": True}),
+    "fsdp2, checkpointed": ("FSDP", {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}}),
+}
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+
+
+def slow(*values: Any) -> Any:
+    """A case beyond the default run: every start of two processes takes ten seconds."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """One process that accumulates what two processes read."""
+    return run({"args": arguments(tmp_path_factory.mktemp("alone"), gradient_accumulation_steps=4)})
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in ("ddp, checkpointed", "fsdp2") else name for name in ENGINES])
+def test_two_processes_give_what_one_gives(name: str, alone: Any, tmp_path: Path) -> None:
+    """Loss curve and adapter; some batches of one process are too short for beacons while the other's are not."""
+    engine, own = ENGINES[name]
+    curve, weights = launch({"args": arguments(tmp_path, gradient_accumulation_steps=2, **own)}, 2)
+    assert (tmp_path / "engine.txt").read_text() == engine
+    assert curve == pytest.approx(alone[0], rel=1e-5)
+    assert weights.keys() == alone[1].keys()
+    for key, weight in alone[1].items():
+        close(weights[key], weight, 1e-5, key)
+
+
+def test_two_processes_read_a_stream_of_several_files_as_one_does(tmp_path: Path) -> None:
+    """Over the stream's end, too, where files of unequal length would leave one process waiting for the other."""
+    rows = documents(7)
+    for name, part in (("a", rows[:1]), ("b", rows[1:5]), ("c", rows[5:])):
+        lines = [json.dumps({"input_ids": row["input_ids"]}) for row in part]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    own = {"stream": str(tmp_path / "*.jsonl")}
+    curve, _weights = launch({"args": arguments(tmp_path / "two", gradient_accumulation_steps=1), **own}, 2)
+    one = run({"args": arguments(tmp_path / "one", gradient_accumulation_steps=2), **own})
+    assert curve[:3] == pytest.approx(one[0][:3], rel=1e-5)  # three steps of two documents, then the stream begins anew
+    assert len(curve) == len(one[0]) == 4
+
+
+@pytest.mark.parametrize("objective", [{"distillation": 0.5}, slow({"reconstruction": 0.5})])
+def test_additional_losses_go_through_fsdp2(objective: dict[str, float], tmp_path: Path) -> None:
+    """The stock model teaches from sharded weights, and both processes do so as often."""
+    curve, weights = launch(
+        {"args": arguments(tmp_path / "two", gradient_accumulation_steps=1, fsdp=True), "objective": objective}, 2
+    )
+    one = run({"args": arguments(tmp_path / "one", gradient_accumulation_steps=2), "objective": objective})
+    assert curve == pytest.approx(one[0], rel=1e-5)
+    for key, weight in one[1].items():
+        close(weights[key], weight, 1e-5, key)
+
+
+@pytest.mark.parametrize(
+    "processes, own, killed_before",
+    [(1, {}, 4), slow(2, {}, 5), (2, {"fsdp": True}, 6)],
+    ids=["one", "ddp", "fsdp2"],
+)
+def test_a_killed_run_goes_on_to_the_same_weights(
+    processes: int, own: dict[str, Any], killed_before: int, tmp_path: Path
+) -> None:
+    spec = {"args": arguments(tmp_path / "killed", **SAVING, **own)}
+    launch({**spec, "kill_before_step": killed_before}, processes, expect=-9 if processes == 1 else 1)
+    assert last_checkpoint(tmp_path / "killed") == tmp_path / "killed" / f"checkpoint-{(killed_before - 1) // 2 * 2}"
+    curve, weights = launch({**spec, "resume": True}, processes)
+    through = {"args": arguments(tmp_path / "whole", **SAVING, **own)}
+    whole = run(through) if processes == 1 else launch(through, processes)
+    assert curve == whole[0]
+    for key, weight in whole[1].items():
+        assert torch.equal(weights[key], weight), key
+
+
+def test_another_number_of_processes_cannot_resume(tmp_path: Path) -> None:
+    run({"args": arguments(tmp_path, **SAVING)})
+    with pytest.raises(AssertionError, match=r"was written with processes 1 \(now 2\); go on with the same settings"):
+        launch({"args": arguments(tmp_path, **SAVING), "resume": True}, 2)
