@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 import transformers
 from rich.console import Console
@@ -17,7 +18,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if not args.debug:
         transformers.utils.logging.set_verbosity_error()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        logging.getLogger("beacon").setLevel(logging.INFO)
+        if os.environ.get("RANK", "0") == "0":  # one process tells what all of them do
+            logging.getLogger("beacon").setLevel(logging.INFO)
     options = list(args.options)
     if args.wandb:
         options += ["--training.report_to", "[tensorboard, wandb]"]

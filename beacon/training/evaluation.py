@@ -204,7 +204,7 @@ class LongContextEvaluation:
                     tokens = [token for answer in right for token in answer]
                     metrics[str(MetricName("passkey", length, ratio))] = sum(tokens) / len(tokens)
                     metrics[str(MetricName("passkey_exact", length, ratio))] = sum(map(all, right)) / len(right)
-        logger.info("evaluated in %.1f s: %s", time.perf_counter() - began, metrics)
+        logger.debug("evaluated in %.1f s: %s", time.perf_counter() - began, metrics)
         return metrics
 
     def _loss(self, model: Any, ids: torch.Tensor, ratio: int | None) -> float:

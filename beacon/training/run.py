@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from beacon.training.evaluation import LongContextEvaluation
 from beacon.training.models import load_model, load_tokenizer, saved_dtype
 from beacon.training.recipe import Recipe
 from beacon.training.trainer import BeaconTrainer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,6 @@ def train(recipe: Recipe, resume: str | Path | bool = False) -> Outcome:
     with args.main_process_first(desc="reading the data"):
         dataset, report = build_dataset(recipe.data, tokenizer, **sizes)
         validation = None if recipe.validation is None else build_dataset(recipe.validation, tokenizer, **sizes)[0]
-    if args.process_index == 0:
-        logger.info("%s", report)
     model = load_model(recipe.model, recipe.beacon)
     evaluation = None if recipe.evaluation is None else LongContextEvaluation(recipe.evaluation, tokenizer)
     trainer = BeaconTrainer(

@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -101,7 +102,8 @@ class BeaconTraining(Host):
         dataset = kwargs.get("train_dataset")
         if hasattr(dataset, "n_shards"):
             kwargs["train_dataset"] = dataset = Stream(dataset)
-        super().__init__(model=model, args=_adapted(args, core, dataset), **kwargs)
+        with _trainable(core):
+            super().__init__(model=model, args=_adapted(args, core, dataset), **kwargs)
         name = torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else ""
         self._peak = peak_tflops * 1e12 if peak_tflops else peak_flops(name)
         self.model_accepts_loss_kwargs = True
@@ -447,6 +449,19 @@ def document_lengths(inputs: dict[str, Any]) -> list[int]:
         starts = [*(positions[0] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
         return [end - start for start, end in pairwise(starts)]
     return [ids.shape[1]] * len(ids)
+
+
+@contextmanager
+def _trainable(core: Any) -> Iterator[None]:
+    """Let a quantised base pass the Trainer's check that something beside it is trained: beacons are, PEFT or not."""
+    if not getattr(core, "is_quantized", False) or has_lora(core):
+        yield
+        return
+    core._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        core._hf_peft_config_loaded = False
 
 
 def _adapted(args: Any, core: Any, dataset: Any) -> Any:
