@@ -18,12 +18,23 @@ PROJECTIONS = ("q", "k", "v", "o")
 ATTENTION_PATHS = ("auto", "reference", "sdpa", "flex", "flash", "triton")
 
 
-def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not one of the allowed.
+
+    Raises:
+        ValueError: Names value and allowed ones.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}; choose one of these.")
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or a smaller one than ``least``.
+
+    Raises:
+        TypeError: No int.
+        ValueError: Too small.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}; pass a whole number.")
     if value < least:
@@ -37,7 +48,7 @@ def check_ratio(ratio: object, stride: int) -> int:
         TypeError: ``ratio`` is not an int.
         ValueError: ``ratio`` is negative or does not divide ``stride``.
     """
-    _whole("ratio", ratio, 0)
+    check_whole("ratio", ratio, 0)
     assert isinstance(ratio, int)
     if ratio and stride % ratio:
         fitting = ", ".join(str(r) for r in range(1, stride + 1) if stride % r == 0)
@@ -101,10 +112,10 @@ class BeaconConfig:
     attention_path: str = "auto"
 
     def __post_init__(self) -> None:
-        _whole("window", self.window, 1)
+        check_whole("window", self.window, 1)
         if self.stride is None:
             object.__setattr__(self, "stride", self.window)
-        _whole("stride", self.stride, 1)
+        check_whole("stride", self.stride, 1)
         if self.step > self.window:
             raise ValueError(
                 f"stride must not exceed window, got stride={self.stride} and window={self.window}; lower stride."
@@ -129,28 +140,28 @@ class BeaconConfig:
 
     def _check_names(self) -> None:
         if not callable(self.ratio_policy):
-            _choice("ratio_policy", self.ratio_policy, POLICIES)
-        _choice("attention", self.attention, COVERAGES)
-        _choice("placement", self.placement, PLACEMENTS)
-        _choice("attention_path", self.attention_path, ATTENTION_PATHS)
+            check_choice("ratio_policy", self.ratio_policy, POLICIES)
+        check_choice("attention", self.attention, COVERAGES)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("attention_path", self.attention_path, ATTENTION_PATHS)
         if isinstance(self.projections, str) or not isinstance(self.projections, Sequence):
             raise TypeError(f"projections must be a sequence of names, got {self.projections!r}; pass ('q', 'k').")
         chosen = tuple(self.projections)
         for name in chosen:
-            _choice("projections", name, PROJECTIONS)
+            check_choice("projections", name, PROJECTIONS)
         if not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(f"projections must name each of q, k, v, o at most once and at least one, got {chosen}.")
         object.__setattr__(self, "projections", tuple(name for name in PROJECTIONS if name in chosen))
         for name in ("attend_memory", "attend_beacons"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}; pass True or False.")
-        _whole("reserve", self.reserve, 0)
-        _whole("sink", self.sink, 0)
-        _whole("seed", self.seed, 0)
+        check_whole("reserve", self.reserve, 0)
+        check_whole("sink", self.sink, 0)
+        check_whole("seed", self.seed, 0)
         if self.segment is not None:
-            _whole("segment", self.segment, 1)
+            check_whole("segment", self.segment, 1)
         if self.native_context is not None:
-            _whole("native_context", self.native_context, 1)
+            check_whole("native_context", self.native_context, 1)
             if self.window > self.native_context:
                 raise ValueError(
                     f"window must fit the native context, got window={self.window} and "

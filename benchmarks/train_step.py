@@ -65,7 +65,7 @@ def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int
     from benchmarks.machine import slug
     from benchmarks.results import OURS, Results, read
     from benchmarks.training.report import table, verdicts
-    from benchmarks.training.setting import build_base
+    from benchmarks.training.setting import build_base, use_liger
     from benchmarks.training.timing import attempt, compare, disagreements
 
     deadline = time.monotonic() + options.budget_seconds
@@ -78,6 +78,8 @@ def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int
     say(f"{mark.machine}, driver {mark.driver}, torch {mark.torch}, triton {mark.triton}, commit {mark.commit}")
     say(f"{setting.case}: {setting.shape}")
     base = build_base(setting)
+    if options.liger:
+        use_liger(base)
     outcomes = {}
     for name in options.only:
         name = OURS if name == "ours" else name
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--attention-path", default="auto", help="of ours and loop: auto, triton, flex, sdpa")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--liger", action="store_true", help="Liger-Kernel's RMSNorm and SwiGLU, for all contenders")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin nothing after this time")

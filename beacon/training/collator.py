@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-IGNORED = -100
+from beacon.loss import IGNORED
+
 UNKNOWN = "unknown"
 
 Example = dict[str, torch.Tensor]
@@ -43,8 +45,9 @@ class BeaconCollator:
             ``input_ids`` and ``labels`` int64 ``[batch, longest]``, padded on the right, with ``attention_mask``. Where
             an example is packed, all are laid one after the other: ``[1, total]``, with ``position_ids`` that start
             again at 0 with every document, whose first label becomes -100, and without an ``attention_mask``.
-            ``weights`` float32 of the same shape if an example has them: 1 for the others, 0 at padding. ``origins``:
-            where each example is from, a list of str.
+            ``weights`` float32 of the same shape if an example has them: 1 for the others, 0 at padding. ``lengths``:
+            tokens of each document, a list of int; ``origins``: where each example is from, a list of str (both are
+            for :class:`beacon.training.BeaconTrainer`, which takes them out).
 
         Raises:
             ValueError: There are no examples, or one does not fit together.
@@ -70,6 +73,7 @@ class BeaconCollator:
                 batch[name] = torch.cat(columns)[None]
             else:
                 batch[name] = pad_sequence(columns, batch_first=True, padding_value=fill.get(name, 0))
+        batch["lengths"] = [length for row in rows for length in _lengths(row)]
         batch["origins"] = [str(example.get("origin", UNKNOWN)) for example in examples]
         return batch
 
@@ -112,6 +116,14 @@ def _read(example: Mapping[str, Any]) -> Example:
             raise ValueError(_wrong(example, "must have at least one token that is no padding", "only padding"))
     _check_positions(example, row.get("position_ids"))
     return row
+
+
+def _lengths(row: Example) -> list[int]:
+    """Tokens of every document of an example."""
+    if "position_ids" not in row:
+        return [len(row["input_ids"])]
+    starts = [*(row["position_ids"] == 0).nonzero()[:, 0].tolist(), len(row["input_ids"])]
+    return [end - start for start, end in pairwise(starts)]
 
 
 def _check_positions(example: Mapping[str, Any], positions: torch.Tensor | None) -> None:

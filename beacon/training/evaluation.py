@@ -1,4 +1,4 @@
-"""Evaluation while a model trains: perplexity by length, passkey recall, and a record of them.
+"""Evaluation while a model trains: perplexity by length and passkey recall.
 
 The model may be wrapped for data parallelism or sharded, so it is only ever called, and every process makes the same
 calls in the same order and comes to the same numbers.
@@ -10,7 +10,6 @@ import heapq
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from beacon.config import BeaconConfig, check_ratio
+from beacon.config import BeaconConfig, check_ratio, check_whole
 from beacon.evaluation import PasskeyPrompt, build_passkey, encode, file_texts, library_texts
 
 logger = logging.getLogger(__name__)
 
 LIBRARY = "python-library"
-EVALUATIONS = "evaluations.jsonl"  # in the folder of a training run
 IGNORED = -100
 CANDIDATES = 4  # documents held per text wanted: those with the most bytes need not have the most tokens
 
@@ -66,22 +64,22 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
             raise TypeError(f"source must be a str, got {self.source!r}; pass {LIBRARY!r} or the path of a file.")
-        _whole("texts", self.texts, 1)
-        _whole("targets", self.targets, 1)
-        _whole("passkey_seed", self.passkey_seed, 0)
+        check_whole("texts", self.texts, 1)
+        check_whole("targets", self.targets, 1)
+        check_whole("passkey_seed", self.passkey_seed, 0)
         for name in ("lengths", "ratios", "passkey_lengths", "passkey_depths"):
             object.__setattr__(self, name, _distinct(name, getattr(self, name)))
         for length in self.lengths:
-            _whole("each of lengths", length, 1)
+            check_whole("each of lengths", length, 1)
             if length <= self.targets:
                 raise ValueError(
                     f"lengths must exceed targets, got {length} and targets={self.targets}; read more or count fewer."
                 )
         for length in self.passkey_lengths:
-            _whole("each of passkey_lengths", length, 1)
+            check_whole("each of passkey_lengths", length, 1)
         for ratio in self.ratios:
             if ratio is not None:
-                _whole("each of ratios", ratio, 0)
+                check_whole("each of ratios", ratio, 0)
         for depth in self.passkey_depths:
             if isinstance(depth, bool) or not isinstance(depth, (int, float)):
                 raise TypeError(f"passkey_depths must be numbers, got {depth!r}; pass for example [0.1, 0.5, 0.9].")
@@ -313,107 +311,9 @@ def _documents(path: Path) -> Iterator[str]:
             yield text
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}; pass a whole number.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}; pass a larger number.")
-
-
 def _distinct(name: str, values: object) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a list, got {values!r}; write [{values}] even for one.")
     if any(value in values[:at] for at, value in enumerate(values)):
         raise ValueError(f"{name} must name every value once, got {list(values)}; leave out the repeats.")
     return tuple(values)
-
-
-# -- the record of all evaluations -----------------------------------------------------------------------------------
-
-
-def append_record(path: Path, step: int, tokens: int, metrics: dict[str, float]) -> None:
-    """Add one evaluation to a record, as a line of JSON with ``step``, ``tokens`` and the metrics by name.
-
-    A line that an earlier write left without its end is removed. A metric that is not finite is written as null.
-
-    Args:
-        path: The record; made with its folder if missing.
-        step: Optimizer steps done.
-        tokens: Tokens trained on.
-        metrics: As :class:`LongContextEvaluation` returns them.
-
-    Raises:
-        ValueError: A metric is named ``step`` or ``tokens``.
-    """
-    taken = {"step", "tokens"} & set(metrics)
-    if taken:
-        raise ValueError(f"metrics must not be named step or tokens, got {', '.join(sorted(taken))}; rename them.")
-    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    line = json.dumps({"step": step, "tokens": tokens, **values}, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(len(_ended(file.read())))
-        file.write(line.encode())
-
-
-def read_records(path: Path) -> list[dict[str, float]]:
-    """The evaluations of a record, in the order they were added; a last line that was cut is left out.
-
-    Args:
-        path: A record that :func:`append_record` wrote, or none (no evaluations).
-
-    Returns:
-        By name, ``step`` and ``tokens`` included; NaN for what was not finite.
-
-    Raises:
-        ValueError: Another line is no record.
-    """
-    return [record for record, _ in _records(path)]
-
-
-def drop_after(path: Path, step: int) -> None:
-    """Remove the evaluations that came after a step, for training goes on from there.
-
-    The file is replaced at once or not at all.
-
-    Args:
-        path: The record; none is as good as an empty one.
-        step: The last step that stays.
-
-    Raises:
-        ValueError: A line is no record.
-    """
-    records = list(_records(path))
-    kept = [line for record, line in records if record["step"] <= step]
-    if len(kept) == len(records):
-        return
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(b"".join(kept))
-    os.replace(new, path)
-
-
-def _records(path: Path) -> Iterator[tuple[dict[str, float], bytes]]:
-    """Every record with its line."""
-    content = path.read_bytes() if path.exists() else b""
-    for number, line in enumerate(_ended(content).splitlines(keepends=True), 1):
-        try:
-            values = json.loads(line)
-            record = {name: math.nan if value is None else value for name, value in values.items()}
-            known = isinstance(record["step"], int) and isinstance(record["tokens"], int)
-        except (ValueError, AttributeError, KeyError) as err:
-            raise _no_record(path, number, line) from err
-        if not known:
-            raise _no_record(path, number, line)
-        yield record, line
-
-
-def _no_record(path: Path, number: int, line: bytes) -> ValueError:
-    return ValueError(
-        f"{path} must hold one evaluation a line, with step and tokens, got line {number}: {line[:80]!r}; remove it."
-    )
-
-
-def _ended(content: bytes) -> bytes:
-    """The lines that have their end."""
-    return content[: content.rfind(b"\n") + 1]

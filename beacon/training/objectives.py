@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from beacon.config import BeaconConfig
+from beacon.identity import disabled
 from beacon.loss import IGNORED
 
 CHUNK = 1024
@@ -134,3 +135,29 @@ def add_reconstruction(
         for name, (first, second, fill) in parts.items()
     }
     return {**batch, **joined}
+
+
+def separator_token(core: Any) -> int:
+    """The token between a window and its repetition: the first eos, else 0."""
+    token = core.config.eos_token_id
+    token = token[0] if isinstance(token, (list, tuple)) else token
+    return 0 if token is None else int(token)
+
+
+def stock_logits(core: Any, inputs: dict[str, Any], columns: torch.Tensor) -> torch.Tensor:
+    """The stock model's logits at ``columns``, ``[rows, columns, vocab]``, from its native context alone."""
+    end = int(columns[-1]) + 1
+    training = core.training
+    core.eval()  # a teacher has no dropout
+    try:
+        with torch.no_grad(), disabled(core):
+            out = core(
+                input_ids=inputs["input_ids"][:, :end],
+                attention_mask=inputs["attention_mask"][:, :end],
+                logits_to_keep=columns.to(inputs["input_ids"].device),
+                use_cache=False,
+            )
+    finally:
+        core.train(training)
+    logits: torch.Tensor = out.logits
+    return logits

@@ -11,7 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from beacon.training.evaluation import EVALUATIONS, MetricName, read_records
+from beacon.training.evaluation import MetricName
+from beacon.training.records import EVALUATIONS, read_records
 
 logger = logging.getLogger(__name__)
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,20 +12,28 @@ import torch.nn.functional as F
 from transformers import Trainer
 
 from beacon.config import BeaconConfig
-from beacon.identity import disabled
-from beacon.loss import IGNORED
 from beacon.model import BeaconModel
 from beacon.reading import checkpoints
 from beacon.saving import load_weights, save_adapter
+from beacon.training.arguments import adapted, beacons_count
+from beacon.training.batches import Stream, counted, document_lengths
 from beacon.training.checkpoints import STAGING, check_facts, last_checkpoint, written_whole
 from beacon.training.collator import BeaconCollator
-from beacon.training.evaluation import EVALUATIONS, LongContextEvaluation, append_record, drop_after
+from beacon.training.evaluation import LongContextEvaluation
 from beacon.training.flops import ModelShape, StepFlops, peak_flops
 from beacon.training.lora import has_lora, load_lora, save_lora
-from beacon.training.objectives import ObjectiveConfig, add_reconstruction, divergence, taught_columns
+from beacon.training.objectives import (
+    ObjectiveConfig,
+    add_reconstruction,
+    divergence,
+    separator_token,
+    stock_logits,
+    taught_columns,
+)
 from beacon.training.plots import draw
 from beacon.training.progress import Meter, ProgressBar, peak_memory_gb
 from beacon.training.ratios import Draw, RatioConfig, RatioSampler, check_drawn
+from beacon.training.records import EVALUATIONS, append_record, drop_after
 from beacon.weights import beacon_parameters, is_spread
 
 logger = logging.getLogger(__name__)
@@ -102,8 +106,8 @@ class BeaconTraining(Host):
         dataset = kwargs.get("train_dataset")
         if hasattr(dataset, "n_shards"):
             kwargs["train_dataset"] = dataset = Stream(dataset)
-        with _trainable(core):
-            super().__init__(model=model, args=_adapted(args, core, dataset), **kwargs)
+        with beacons_count(core):
+            super().__init__(model=model, args=adapted(args, core, dataset), **kwargs)
         name = torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else ""
         self._peak = peak_tflops * 1e12 if peak_tflops else peak_flops(name)
         self.model_accepts_loss_kwargs = True
@@ -128,7 +132,7 @@ class BeaconTraining(Host):
         except torch.OutOfMemoryError as err:
             if self.args.auto_find_batch_size:
                 raise
-            lengths = document_lengths(inputs)
+            lengths = inputs.get("lengths") or document_lengths(inputs)
             raise MemoryError(OUT_OF_MEMORY.format(step=self.state.global_step + 1, lengths=lengths)) from err
         self._pending = self.state.global_step + 1, origins, loss
         if loss.device.type == "cpu":
@@ -169,11 +173,11 @@ class BeaconTraining(Host):
                 "distillation and reconstruction need a row per document, got packed ones; set data.packing: false."
             )
         if extra and items is None:
-            items = self._counted(inputs).sum()
+            items = counted(inputs).sum()
         batch = inputs
         if extra and objective.reconstruction:
             rng = random.Random(f"reconstruction-{objective.seed}-{self._number}")
-            separator = _separator(core)
+            separator = separator_token(core)
             batch = add_reconstruction(inputs, lengths, core.beacon_config, separator, objective.reconstruction, rng)
             windows = core.beacon_config.window * 2
             ratios = ratios if windows <= max(lengths) else [*ratios, ratios[-1] if ratios else 0]
@@ -190,11 +194,11 @@ class BeaconTraining(Host):
         )
         loss = outputs["loss"]
         if columns is not None:
-            teacher = _taught(core, inputs, columns)
-            counted = F.pad(self._counted(inputs), (0, 1))[:, columns.to(inputs["input_ids"].device)]
+            teacher = stock_logits(core, inputs, columns)
+            counting = F.pad(counted(inputs), (0, 1))[:, columns.to(inputs["input_ids"].device)]
             student = outputs["logits"][:rows]
             extra_loss = divergence(
-                student.flatten(0, 1), teacher.flatten(0, 1), counted.flatten(), objective.temperature
+                student.flatten(0, 1), teacher.flatten(0, 1), counting.flatten(), objective.temperature
             )
             loss = loss + objective.distillation * extra_loss / items
         return loss, outputs
@@ -203,18 +207,10 @@ class BeaconTraining(Host):
         """Counted labels (or their weights) of all batches of a step, over all processes."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        total = torch.stack([self._counted(batch).sum() for batch in batch_samples]).sum().to(device)
+        total = torch.stack([counted(batch).sum() for batch in batch_samples]).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.reshape(1)).sum()
         return torch.where(total > 0, total, torch.ones_like(total))
-
-    @staticmethod
-    def _counted(batch: dict[str, Any]) -> torch.Tensor:
-        """Weight with which the token after each one counts, ``[rows, columns - 1]``."""
-        counted = batch["labels"][:, 1:] != IGNORED
-        if "attention_mask" in batch:
-            counted = counted & batch["attention_mask"][:, :-1].bool()
-        return counted.float() if batch.get("weights") is None else counted * batch["weights"][:, 1:]
 
     def _count_batch(self) -> None:
         """Number this batch over all processes and accumulated batches, as a run on one process would."""
@@ -410,24 +406,6 @@ class BeaconTrainer(BeaconTraining, Trainer):
         super().__init__(model, args, **kwargs)
 
 
-class Stream(torch.utils.data.IterableDataset[Any]):
-    """A stream of ``datasets`` of which every process reads all and takes its batches in turn.
-
-    accelerate would give each process files of its own: then one could end before another, and what is trained on
-    would depend on how many processes there are.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.stream)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew."""
-        self.stream.set_epoch(epoch)
-
-
 def beacon_model(model: Any) -> Any:
     """The wrapped model itself, also of a PEFT model around it.
 
@@ -440,97 +418,9 @@ def beacon_model(model: Any) -> Any:
     return inner
 
 
-def document_lengths(inputs: dict[str, Any]) -> list[int]:
-    """Tokens of every document of a batch, padding left out (reads them back from the device)."""
-    ids, mask, positions = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids")
-    if mask is not None:
-        return [int(count) for count in mask.sum(dim=1).tolist()]
-    if positions is not None and len(ids) == 1:
-        starts = [*(positions[0] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
-        return [end - start for start, end in pairwise(starts)]
-    return [ids.shape[1]] * len(ids)
-
-
-@contextmanager
-def _trainable(core: Any) -> Iterator[None]:
-    """Let a quantised base pass the Trainer's check that something beside it is trained: beacons are, PEFT or not."""
-    if not getattr(core, "is_quantized", False) or has_lora(core):
-        yield
-        return
-    core._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        core._hf_peft_config_loaded = False
-
-
-def _adapted(args: Any, core: Any, dataset: Any) -> Any:
-    """A copy of the arguments with what a wrapped model needs."""
-    from transformers import TrainingArguments
-
-    args = TrainingArguments() if args is None else copy.copy(args)
-    for name in ("activation_checkpointing", "gradient_checkpointing"):  # its new and its old name
-        if getattr(args, name, False):
-            options = dict(getattr(args, f"{name}_kwargs", None) or {})
-            if options.get("use_reentrant", False):
-                raise ValueError(
-                    f"{name}_kwargs must have use_reentrant=False, got True, which loses gradients into memory; leave "
-                    "it out."
-                )
-            setattr(args, f"{name}_kwargs", {**options, "use_reentrant": False})
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process trains on one GPU, got {args.n_gpu} GPUs in one process; start one per GPU with "
-            f"`torchrun --nproc-per-node {args.n_gpu} -m beacon.training ...` (or `accelerate launch`), or choose one "
-            "with CUDA_VISIBLE_DEVICES=0."
-        )
-    dtypes = {p.dtype for p in beacon_parameters(core).values()} | {core.model.embed_tokens.weight.dtype}
-    if len(dtypes) > 1 and not (args.bf16 or args.fp16):
-        raise ValueError(
-            f"beacons of another dtype than the base need mixed precision, got {sorted(map(str, dtypes))}; set "
-            "training.bf16: true, or model.beacon_dtype to the base's."
-        )
-    args.remove_unused_columns = False  # ratios, weights, origins
-    args.logging_nan_inf_filter = False  # it would hide what stops a run, and wait for every loss
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # every beacon parameter has a gradient in every step
-    if isinstance(dataset, torch.utils.data.IterableDataset) and args.accelerator_config.dispatch_batches is None:
-        args.accelerator_config = copy.copy(args.accelerator_config)
-        args.accelerator_config.dispatch_batches = False  # batches of several lengths cannot be joined and sent out
-    return args
-
-
 def _show_bar(trainer: Any) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressBar())
-
-
-def _separator(core: Any) -> int:
-    token = core.config.eos_token_id
-    token = token[0] if isinstance(token, (list, tuple)) else token
-    return 0 if token is None else int(token)
-
-
-def _taught(core: Any, inputs: dict[str, Any], columns: torch.Tensor) -> torch.Tensor:
-    """The stock model's logits at ``columns``, ``[rows, columns, vocab]``, from its native context alone."""
-    end = int(columns[-1]) + 1
-    training = core.training
-    core.eval()  # a teacher has no dropout
-    try:
-        with torch.no_grad(), disabled(core):
-            out = core(
-                input_ids=inputs["input_ids"][:, :end],
-                attention_mask=inputs["attention_mask"][:, :end],
-                logits_to_keep=columns.to(inputs["input_ids"].device),
-                use_cache=False,
-            )
-    finally:
-        core.train(training)
-    logits: torch.Tensor = out.logits
-    return logits
-
-
-__all__ = ["BeaconTrainer", "BeaconTraining", "beacon_model", "document_lengths"]

@@ -168,3 +168,11 @@ def build_base(setting: Setting) -> Any:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     return model
+
+
+def use_liger(model: Any) -> None:
+    """Liger-Kernel's RMSNorm and SwiGLU on this model, what ``training.use_liger_kernel`` turns on."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    ours = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
+    _apply_liger_kernel_to_instance(model=model, rms_norm=True, swiglu=True, **ours)

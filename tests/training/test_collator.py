@@ -7,7 +7,8 @@ from beacon.training.collator import BeaconCollator
 
 def test_examples_are_padded_on_the_right():
     batch = BeaconCollator(9)([{"input_ids": [5, 6, 7], "origin": "a:1", "windows": 0}, {"input_ids": [5, 6]}])
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "origins"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "lengths", "origins"}
+    assert batch["lengths"] == [3, 2]
     assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 6, 9]]
     assert batch["labels"].tolist() == [[5, 6, 7], [5, 6, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
@@ -48,7 +49,8 @@ def test_weights_are_1_where_there_are_none_and_0_at_padding():
 def test_packed_examples_become_one_row():
     packed = {"input_ids": [1, 2, 3, 4, 5], "position_ids": [0, 1, 2, 0, 1], "origin": "a + 1 more"}
     batch = BeaconCollator(0)([packed, {"input_ids": [6, 7], "weights": [0.5, 0.5]}])
-    assert set(batch) == {"input_ids", "labels", "position_ids", "weights", "origins"}
+    assert set(batch) == {"input_ids", "labels", "position_ids", "weights", "lengths", "origins"}
+    assert batch["lengths"] == [3, 2, 2]
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5, -100, 7]]

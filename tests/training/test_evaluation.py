@@ -16,16 +16,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import beacon
 from beacon.evaluation import Beacon, ask_passkey, encode, measure_perplexity
-from beacon.training.evaluation import (
-    EVALUATIONS,
-    EvaluationConfig,
-    LongContextEvaluation,
-    MetricName,
-    append_record,
-    drop_after,
-    read_records,
-)
+from beacon.training.evaluation import EvaluationConfig, LongContextEvaluation, MetricName
 from beacon.training.plots import _say_missing, draw
+from beacon.training.records import EVALUATIONS, append_record, drop_after, read_records
 from tests.evaluation.tiny import CODE, word_tokenizer
 from tests.tiny_models import randomize, tiny_model
 

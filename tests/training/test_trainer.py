@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 import beacon
 from beacon.training import BeaconTrainer, EvaluationConfig, LongContextEvaluation, RatioConfig
+from beacon.training.arguments import adapted
+from beacon.training.batches import document_lengths
 from beacon.training.checkpoints import last_checkpoint
-from beacon.training.trainer import document_lengths
 from tests.readers import close, fixed, wrapped
 from tests.tiny_models import random_ids, tiny_model
 from tests.training.runs import arguments, documents, make_trainer, run
@@ -305,3 +306,10 @@ def test_lengths_of_documents() -> None:
     assert document_lengths({"input_ids": ids, "attention_mask": mask}) == [3, 6]
     positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2]])
     assert document_lengths({"input_ids": ids[:1], "position_ids": positions}) == [3, 1, 3]
+
+
+def test_liger_kernels_leave_the_head_and_rotations_to_us(tmp_path: Path) -> None:
+    args = TrainingArguments(**arguments(tmp_path, use_liger_kernel=True, liger_kernel_config={"rms_norm": False}))
+    chosen = adapted(args, wrapped(fixed(8, 2), "llama2"), None).liger_kernel_config
+    assert chosen == {"rms_norm": False, "rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+    assert args.liger_kernel_config == {"rms_norm": False}

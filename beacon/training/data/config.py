@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from beacon.config import check_choice, check_whole
+
 FORMATS = ("auto", "text", "jsonl", "parquet", "hub", "python-library")
 SAMPLES = ("document", "paragraph", "line")
 TOO_LONG = ("truncate", "split", "skip", "error")
@@ -15,18 +17,6 @@ STOPPING = ("all_exhausted", "first_exhausted")
 LIBRARY = "python-library"
 
 Config = TypeVar("Config")
-
-
-def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}; choose one of these.")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}; pass a whole number.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}; pass a larger number.")
 
 
 def _named(name: str, value: object) -> None:
@@ -92,8 +82,8 @@ class SourceConfig:
         for name in ("name", "weights_column"):
             if getattr(self, name) is not None:
                 _named(name, getattr(self, name))
-        _choice("format", self.format, FORMATS)
-        _choice("sample_by", self.sample_by, SAMPLES)
+        check_choice("format", self.format, FORMATS)
+        check_choice("sample_by", self.sample_by, SAMPLES)
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise TypeError(f"weight must be a number, got {self.weight!r}; pass for example 0.5.")
         if not (self.weight > 0 and math.isfinite(self.weight)):
@@ -174,18 +164,18 @@ class DataConfig:
         if not self.sources:
             raise ValueError("sources must name at least one source, got none; pass for example ['a.jsonl'].")
         for name, least in (("max_length", 2), ("min_length", 1), ("shuffle_buffer", 0), ("seed", 0)):
-            _whole(name, getattr(self, name), least)
+            check_whole(name, getattr(self, name), least)
         if self.min_length > self.max_length:
             raise ValueError(
                 f"min_length must not exceed max_length, got {self.min_length} and {self.max_length}; lower min_length."
             )
-        _choice("too_long", self.too_long, TOO_LONG)
-        _choice("broken_lines", self.broken_lines, BROKEN_LINES)
-        _choice("stopping", self.stopping, STOPPING)
+        check_choice("too_long", self.too_long, TOO_LONG)
+        check_choice("broken_lines", self.broken_lines, BROKEN_LINES)
+        check_choice("stopping", self.stopping, STOPPING)
         for name in ("packing", "streaming", "append_eos"):
             _flag(name, getattr(self, name))
         if self.num_proc is not None:
-            _whole("num_proc", self.num_proc, 1)
+            check_whole("num_proc", self.num_proc, 1)
             if self.streaming:
                 raise ValueError(
                     f"num_proc must be None for streaming, got {self.num_proc}; use workers of the data loader instead."
