@@ -78,7 +78,7 @@ class BeaconModel(BeaconGeneration):
             keep_first: Tokens at the start that are kept as they are.
             keep_from: Text index from which on nothing is condensed.
             **kwargs: ``num_items_in_batch`` divides the loss; ``weights`` ``[batch, seqlen]`` are factors of the
-                labels' losses; ``return_dict``.
+                labels' losses; ``one_pass=True`` reads all windows at once; ``return_dict``.
 
         Returns:
             ``CausalLMOutputWithPast`` with ``loss``, ``logits [batch, kept, vocab]`` (rows of padding are those of a
@@ -120,7 +120,8 @@ class BeaconModel(BeaconGeneration):
             kept = None if columns is None else _slice(whole, logits_to_keep)
         else:
             check_checkpointing(self, cache.config.segment, trip, keep)
-            hidden, after = read(self, self.beacon_rotary(), cache, trip, _wanted(text, columns, labels))
+            wanted = _wanted(text, columns, labels)
+            hidden, after = read(self, self.beacon_rotary(), cache, trip, wanted, one_pass=options["one_pass"])
             kept = None if columns is None else _unpack(hidden, text, columns)
         logits = None if kept is None else self.beacon_head(kept)
         loss = None
@@ -160,6 +161,7 @@ class BeaconModel(BeaconGeneration):
             weights=None if options["weights"] is None else documents.rows(options["weights"], 0.0),
             logits_to_keep=0 if columns is None else torch.arange(max(documents.lengths)),
             num_items_in_batch=options["num_items_in_batch"],
+            one_pass=options["one_pass"],
             ratios=ratios,
             use_cache=False,
         )
@@ -355,6 +357,7 @@ def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]
     options = {
         "num_items_in_batch": kwargs.pop("num_items_in_batch", None),
         "weights": kwargs.pop("weights", None),
+        "one_pass": bool(kwargs.pop("one_pass", False)),
         "return_dict": return_dict is None or bool(return_dict),
     }
     if kwargs:

@@ -247,8 +247,12 @@ class BeaconAttention(nn.Module):
         beacon = hidden[beacon_pass.raw_tokens :] if beacon_pass.beacon_input is None else beacon_pass.beacon_input
         wanted = beacon_pass.outputs or not last
         raw_q, raw_k, raw_v = self.project(raw, own=False, queries=wanted)
-        if len(beacon):
+        ties: list[torch.Tensor] = []
+        if len(beacon) or torch.is_grad_enabled():  # every process calls the same modules in the same order
             beacon_q, beacon_k, beacon_v = self.project(beacon, own=True, queries=not last)
+            if not len(beacon):
+                ties = [part for part in (beacon_q, beacon_k, beacon_v) if part is not None]
+                beacon_q = None
         else:  # most decoded tokens bring no beacon
             beacon_q, beacon_k, beacon_v = None, raw_k[:0], raw_v[:0]
         stores, parts = self._keep(beacon_pass, (raw_k, beacon_k), (raw_v, beacon_v))
@@ -267,7 +271,7 @@ class BeaconAttention(nn.Module):
         raw_out, beacon_out = beacon_pass.attend(rotated, here.plan)
         out: torch.Tensor = self.o_proj(raw_out.flatten(1))
         if torch.is_grad_enabled():
-            out = self._tie(out, ("k", "v") if len(beacon) and last else ("q", "k", "v", "o") if len(beacon) else ())
+            out = self._tie(out, ties, ("o", "q") if last else ("o",) if beacon_out is None else ())
         if beacon_out is None:
             return out
         own_o = getattr(self, "beacon_o_proj", self.o_proj)
@@ -299,17 +303,22 @@ class BeaconAttention(nn.Module):
         assert k is not None and v is not None
         return out["q"], k, v
 
-    def _tie(self, out: torch.Tensor, used: tuple[str, ...]) -> torch.Tensor:
+    def _tie(self, out: torch.Tensor, empty: list[torch.Tensor], idle: tuple[str, ...]) -> torch.Tensor:
         """Add 0 times the trainable projections that a pass does without (a text too short, the last layer).
 
         Parallel engines wait for a gradient of every parameter from every process. Inside the layer, for there the
         parameters are whole under ``fully_shard``.
+
+        Args:
+            out: ``[n, hidden]``.
+            empty: What projections made of no beacons.
+            idle: Names of projections that have not been called.
         """
-        own = (getattr(self, f"beacon_{name}_proj", None) for name in ("q", "k", "v", "o") if name not in used)
-        idle = [p for p in own if p is not None and any(parameter.requires_grad for parameter in p.parameters())]
-        if not idle:
-            return out
-        return out + torch.stack([p(out.new_zeros(0, p.in_features)).sum() for p in idle]).sum().to(out.dtype)
+        own = (getattr(self, f"beacon_{name}_proj", None) for name in idle)
+        called = [p for p in own if p is not None and any(parameter.requires_grad for parameter in p.parameters())]
+        sums = [part.sum() for part in empty if part.requires_grad]
+        sums += [p(out.new_zeros(0, p.in_features)).sum() for p in called]
+        return out + torch.stack(sums).sum().to(out.dtype) if sums else out
 
     def _keep(
         self, beacon_pass: BeaconPass, new_k: tuple[torch.Tensor, ...], new_v: tuple[torch.Tensor, ...]

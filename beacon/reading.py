@@ -17,6 +17,7 @@ from beacon.policies import RatioRequest, choose_ratio, overfull
 from beacon.text import NewText
 
 PASS_TOKENS = 8192
+ALL = 1 << 30  # windows
 
 
 @dataclass
@@ -152,6 +153,7 @@ def read(
     trip: Itinerary,
     wanted: torch.Tensor,
     progress: Callable[[int, int], None] | None = None,
+    one_pass: bool = False,
 ) -> tuple[HiddenStates, BeaconCache]:
     """Read a planned call through the model's decoder stack.
 
@@ -162,6 +164,7 @@ def read(
         trip: The planned call.
         wanted: Which text tokens' final hidden states somebody reads, bool ``[n]`` over the packed text, CPU.
         progress: Called with (tokens read, tokens in all) after every pass.
+        one_pass: All windows at once, whatever they take: processes that share a model must make as many passes.
 
     Returns:
         Final hidden states of the passes in which somebody reads any, and the cache afterwards.
@@ -176,7 +179,7 @@ def read(
     states = list(cache.states)
     rows = range(len(states))
     begun = [state.tokens for state in states]
-    segment = _segment(config.segment, config.window, len(states))
+    segment = ALL if one_pass else _segment(config.segment, config.window, len(states))
     hidden: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     done = 0
@@ -218,7 +221,7 @@ def _segment(configured: int | None, window: int, rows: int) -> int:
     if configured is not None:
         return configured
     if torch.is_grad_enabled():
-        return 1 << 30
+        return ALL
     return max(1, PASS_TOKENS // (window * rows))
 
 

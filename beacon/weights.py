@@ -71,9 +71,9 @@ def _whole(module: Any, parameter: nn.Parameter) -> AbstractContextManager[None]
     """Where the parameter is here, brought in from where accelerate has offloaded it or gathered under ZeRO-3."""
     here: AbstractContextManager[None] = nullcontext()
     if is_partitioned(parameter):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        here = GatheredParameters([parameter])
+        here = deepspeed.zero.GatheredParameters([parameter])
     elif parameter.is_meta:
         from accelerate.utils import align_module_device
 

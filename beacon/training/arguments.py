@@ -46,6 +46,19 @@ def adapted(args: Any, core: Any, dataset: Any) -> Any:
             f"`torchrun --nproc-per-node {args.n_gpu} -m beacon.training ...` (or `accelerate launch`), or choose one "
             "with CUDA_VISIBLE_DEVICES=0."
         )
+    for name, why in (
+        ("label_smoothing_factor", "the loss is the model's own"),
+        ("torch_compile", "a wrapped model's plans change with every text"),
+        ("bf16_full_eval", "it would round the master weights"),
+        ("fp16_full_eval", "it would round the master weights"),
+    ):
+        if getattr(args, name, False):
+            raise NotImplementedError(f"training.{name} is not supported ({why}); leave it out.")
+    if args.load_best_model_at_end and (args.fsdp or args.deepspeed):
+        raise NotImplementedError(
+            "load_best_model_at_end is not supported where the model is sharded; take the best checkpoint's folder, "
+            "which trainer_state.json names."
+        )
     dtypes = {p.dtype for p in beacon_parameters(core).values()} | {core.model.embed_tokens.weight.dtype}
     if len(dtypes) > 1 and not (args.bf16 or args.fp16):
         raise ValueError(
@@ -56,6 +69,7 @@ def adapted(args: Any, core: Any, dataset: Any) -> Any:
         own = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
         args.liger_kernel_config = {**(args.liger_kernel_config or {}), **own}
     args.remove_unused_columns = False  # ratios, weights, origins
+    args.include_num_input_tokens_seen = "no"  # counted by ourselves
     args.logging_nan_inf_filter = False  # it would hide what stops a run, and wait for every loss
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every beacon parameter has a gradient in every step

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
 @contextmanager
-def written_whole(output: Path, step: int, facts: dict[str, Any], *, writes: bool, wait: Any) -> Iterator[Path]:
+def written_whole(
+    output: Path, step: int, facts: dict[str, Any], *, writes: bool, wait: Any, parts: Sequence[str] = ()
+) -> Iterator[Path]:
     """A folder to write ``checkpoint-<step>`` into; it takes its place once it is complete.
 
     Args:
@@ -31,6 +33,7 @@ def written_whole(output: Path, step: int, facts: dict[str, Any], *, writes: boo
         facts: What a resumed run has to agree with (see :func:`check_facts`).
         writes: Whether this process is the one that renames.
         wait: Called where every process has to have come as far.
+        parts: Files that must be there in the end, one of every process for example.
 
     Yields:
         The folder that stands for ``output`` meanwhile: the checkpoint is written to ``checkpoint-<step>`` in it.
@@ -48,11 +51,14 @@ def written_whole(output: Path, step: int, facts: dict[str, Any], *, writes: boo
         yield staging
         wait()
         if writes:
+            missing = [part for part in parts if not (staging / name / part).is_file()]
+            if missing:
+                raise OSError(f"{', '.join(missing)} is not there: all processes must see the folder under this path")
             _list_files(staging / name, {"step": step, **facts})
             shutil.rmtree(output / name, ignore_errors=True)
             (staging / name).rename(output / name)
-    except (OSError, RuntimeError, SafetensorError) as err:
-        if isinstance(err, RuntimeError) and not any(word in str(err) for word in TORCH_WRITES):
+    except BaseException as err:
+        if not _failed_to_write(err):
             raise
         left = last_checkpoint(output)
         kept = f"the last complete one is {left}" if left else "there is none before it"
@@ -61,6 +67,24 @@ def written_whole(output: Path, step: int, facts: dict[str, Any], *, writes: boo
         if writes:
             shutil.rmtree(staging, ignore_errors=True)
     wait()
+
+
+def _failed_to_write(err: BaseException) -> bool:
+    """Whether an error is one of writing; every library has its own for a full disk."""
+    if isinstance(err, RuntimeError):
+        return any(word in str(err) for word in TORCH_WRITES)
+    return isinstance(err, (OSError, SafetensorError)) or type(err).__name__ == "CheckpointException"  # of sharded ones
+
+
+def abandon_after(output: Path, step: int) -> None:
+    """Rename checkpoints of later steps, for a run goes on from an earlier one and writes its own."""
+    for path in sorted(output.glob("checkpoint-*")):
+        match = PATTERN.fullmatch(path.name)
+        if match and int(match[1]) > step:
+            aside = output / f"abandoned-{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning("%s belongs to what came after step %d before; it is now %s", path, step, aside.name)
 
 
 def last_checkpoint(output: Path) -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,20 @@ def add_lora(model: Any, settings: dict[str, Any]) -> None:
 def has_lora(model: Any) -> bool:
     """Whether transformers' PEFT integration has put layers on the model."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """The base without its LoRA layers inside the block, whoever put them there; no ``requires_grad`` flag changes."""
+    layers = [module for module in model.modules() if isinstance(getattr(module, "_disable_adapters", None), bool)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was
 
 
 def save_lora(model: Any, folder: Path, *, writes: bool) -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from beacon.config import BeaconConfig
 from beacon.identity import disabled
 from beacon.loss import IGNORED
+from beacon.training.lora import without_lora
 
 CHUNK = 1024
 
@@ -150,7 +151,7 @@ def stock_logits(core: Any, inputs: dict[str, Any], columns: torch.Tensor) -> to
     training = core.training
     core.eval()  # a teacher has no dropout
     try:
-        with torch.no_grad(), disabled(core):
+        with torch.no_grad(), disabled(core), without_lora(core):
             out = core(
                 input_ids=inputs["input_ids"][:, :end],
                 attention_mask=inputs["attention_mask"][:, :end],

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "tensorboard",
     "gradient_checkpointing": True,
     "length_column_name": "windows",
+    "per_device_eval_batch_size": 1,
     "disable_tqdm": False,
 }
 
@@ -133,12 +134,15 @@ class Recipe:
         return recipe
 
     @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of all that decides what a step reads and computes."""
-        kept = {key: dict(self.values.get(key, {})) for key in ("beacon", "ratios", "objective", "data")}
-        kept["data"].pop("num_proc", None)
-        kept["beacon"].pop("attention_path", None)
-        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    def fingerprints(self) -> dict[str, str]:
+        """Eight hexadecimal digits of every section that decides what a step reads and computes."""
+        kept = {key: dict(self.values.get(key, {})) for key in ("model", "beacon", "ratios", "objective", "data")}
+        for key, free in (("data", "num_proc"), ("beacon", "attention_path"), ("model", "saved_dtype")):
+            kept[key].pop(free, None)
+        return {
+            f"section {key}": hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+            for key, values in kept.items()
+        }
 
     def to_yaml(self) -> str:
         """The sections as one file, options included."""

@@ -59,6 +59,12 @@ def train(recipe: Recipe, resume: str | Path | bool = False) -> Outcome:
     """
     begin = time.perf_counter()
     args = _arguments(recipe)
+    if (recipe.validation or recipe.evaluation) and str(
+        getattr(args.eval_strategy, "value", args.eval_strategy)
+    ) == "no":
+        raise ValueError(
+            "sections validation and evaluation need training.eval_strategy, got no; set it to steps (and eval_steps)."
+        )
     tokenizer = load_tokenizer(recipe.model)
     sizes = {"window": recipe.beacon.window, "stride": recipe.beacon.step}
     with args.main_process_first(desc="reading the data"):
@@ -73,7 +79,7 @@ def train(recipe: Recipe, resume: str | Path | bool = False) -> Outcome:
         objective=recipe.objective,
         evaluation=evaluation,
         peak_tflops=recipe.training.get("peak_tflops"),
-        facts={"recipe": recipe.fingerprint},
+        facts=recipe.fingerprints,
         saved_dtype=saved_dtype(recipe.model, model),
         data_collator=BeaconCollator(tokenizer),
         train_dataset=dataset,

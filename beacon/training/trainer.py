@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,8 +19,15 @@ from beacon.model import BeaconModel
 from beacon.reading import checkpoints
 from beacon.saving import load_weights, save_adapter
 from beacon.training.arguments import adapted, beacons_count
-from beacon.training.batches import Stream, counted, document_lengths
-from beacon.training.checkpoints import STAGING, check_facts, last_checkpoint, written_whole
+from beacon.training.batches import LengthGrouped, Stream, counted, document_lengths, in_turn
+from beacon.training.checkpoints import (
+    STAGING,
+    abandon_after,
+    check_facts,
+    last_checkpoint,
+    read_facts,
+    written_whole,
+)
 from beacon.training.collator import BeaconCollator
 from beacon.training.evaluation import LongContextEvaluation
 from beacon.training.flops import ModelShape, StepFlops, peak_flops
@@ -34,7 +44,7 @@ from beacon.training.plots import draw
 from beacon.training.progress import Meter, ProgressBar, peak_memory_gb
 from beacon.training.ratios import Draw, RatioConfig, RatioSampler, check_drawn
 from beacon.training.records import EVALUATIONS, append_record, drop_after
-from beacon.weights import beacon_parameters, is_spread
+from beacon.weights import beacon_parameters, is_partitioned, is_spread
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +83,7 @@ class BeaconTraining(Host):
     """
 
     control: Any
+    model_wrapped: Any
 
     def __init__(
         self,
@@ -102,17 +113,56 @@ class BeaconTraining(Host):
         self._shape = ModelShape.of(core)
         self._number, self._step, self._within = 0, -1, 0
         self._pending: tuple[int, list[str], torch.Tensor] | None = None
+        self._unreported = 0
         self._output_dir: str | None = None
         dataset = kwargs.get("train_dataset")
         if hasattr(dataset, "n_shards"):
             kwargs["train_dataset"] = dataset = Stream(dataset)
+        for name in ("compute_loss_func", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise NotImplementedError(
+                    f"{name} is not called: the loss is the model's own and logits are not kept; use `evaluation`, or "
+                    "override compute_loss."
+                )
         with beacons_count(core):
             super().__init__(model=model, args=adapted(args, core, dataset), **kwargs)
+        if self._spreads and core.beacon_config.segment is not None:
+            raise NotImplementedError(
+                "processes that share a model must make as many passes, which beacon.segment leaves to the length of "
+                "their texts; leave it out under FSDP and ZeRO-3."
+            )
         name = torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else ""
         self._peak = peak_tflops * 1e12 if peak_tflops else peak_flops(name)
         self.model_accepts_loss_kwargs = True
         if not self.args.disable_tqdm:
             _show_bar(self)
+
+    @property
+    def _spreads(self) -> bool:
+        """Whether processes hold the model together, so that each needs all others for a pass."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        head = beacon_model(self.accelerator.unwrap_model(self.model)).lm_head
+        # The loss calls the head once per chunk, and how many there are depends on a process's texts: it stays whole.
+        if hasattr(head, "set_reshard_after_backward"):
+            head.set_reshard_after_backward(False, recurse=False)
+        for parameter in head.parameters():
+            if is_partitioned(parameter):
+                parameter.ds_persist = True
+        return prepared
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        columns = getattr(dataset, "column_names", None) or ()
+        if self.args.train_sampling_strategy != "group_by_length" or self.args.length_column_name not in columns:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [int(length) for length in dataset[self.args.length_column_name]]
+        return LengthGrouped(lengths, together, seed, lambda: int((self.state.epoch or 0.0) + 1e-6))
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -121,47 +171,47 @@ class BeaconTraining(Host):
 
         Raises:
             FloatingPointError: NaN or inf; names the step and the batch.
-            MemoryError: The device is full; names settings to change.
         """
         self._check_loss()
         self._count_batch()
         self.meter.start()
         origins = list(inputs.get("origins", ()))
-        try:
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as err:
-            if self.args.auto_find_batch_size:
-                raise
-            lengths = inputs.get("lengths") or document_lengths(inputs)
-            raise MemoryError(OUT_OF_MEMORY.format(step=self.state.global_step + 1, lengths=lengths)) from err
+        self._lengths = list(inputs.get("lengths", ()))
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._pending = self.state.global_step + 1, origins, loss
         if loss.device.type == "cpu":
-            self._check_loss()  # on a GPU the next step asks, for which the device need not stop
+            self._check_loss()  # on a GPU the next step asks, which waits for the device anyway
         return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean next-token loss and what the objective adds, at ratios drawn for this batch."""
-        inputs = {name: value for name, value in inputs.items() if name != "origins"}
+        inputs = {name: value for name, value in inputs.items() if name not in ("origins", "skip_logits")}
         lengths = inputs.pop("lengths", None) or document_lengths(inputs)
         core = beacon_model(self.accelerator.unwrap_model(model))
         config: BeaconConfig = core.beacon_config
         draw = Draw(
             self._number if core.training else 0,
             max(0, (max(lengths) - config.window) // config.step + 1),
-            self.state.global_step / max(1, self.state.max_steps),
+            self.state.global_step / max(1, self.state.max_steps) if core.training else 1.0,
             config,
         )
         ratios = inputs.pop("ratios", None) or check_drawn(self.ratios(draw), draw)
         if core.training:
-            checkpointing = checkpoints(core)
-            flops = StepFlops.of(self._shape, config, lengths, ratios, checkpointing=checkpointing)
+            flops = StepFlops.of(self._shape, config, lengths, ratios, checkpointing=self._recomputes(core))
             self.meter.add(sum(lengths), flops.model, flops.hardware)
+            self._unreported += sum(lengths)
         loss, outputs = self._losses(model, core, inputs, lengths, ratios, num_items_in_batch)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+        if core.training and self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # parallel engines take the mean over processes
         return (loss, outputs) if return_outputs else loss
+
+    def _recomputes(self, core: Any) -> bool:
+        """Whether layers are checkpointed, by transformers or by FSDP."""
+        return checkpoints(core) or bool(
+            self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing
+        )
 
     def _losses(
         self, model: Any, core: Any, inputs: dict[str, Any], lengths: list[int], ratios: list[int], items: Any
@@ -190,6 +240,7 @@ class BeaconTraining(Host):
             ratios=ratios,
             num_items_in_batch=items,
             use_cache=False,
+            one_pass=self._spreads,
             **({} if columns is None else {"logits_to_keep": columns}),
         )
         loss = outputs["loss"]
@@ -230,8 +281,8 @@ class BeaconTraining(Host):
         kept = last_checkpoint(Path(self.args.output_dir))
         raise FloatingPointError(
             f"the loss must be a number, got {loss.item()} in step {step}{batch}; "
-            f"{f'the last good checkpoint is {kept}' if kept else 'there is no checkpoint yet'}. Lower "
-            "training.learning_rate or training.max_grad_norm, or look at that batch."
+            f"{f'the last good checkpoint is {kept}' if kept else 'there is no checkpoint yet'}. Look at that batch or "
+            f"begin a new run{' from its weights (model.adapter)' if kept else ''} with a lower training.learning_rate."
         )
 
     # -- reports -----------------------------------------------------------------------------------------------------
@@ -252,7 +303,7 @@ class BeaconTraining(Host):
         mine = torch.tensor([[tokens, model_flops / 1e12, hardware_flops / 1e12, seconds, peak]], dtype=torch.float32)
         every = self.accelerator.gather(mine.to(self.args.device)).cpu().double()
         totals, seconds = every.sum(0).tolist(), every[:, 3].max().item()
-        self.state.num_input_tokens_seen += int(totals[0])
+        self._drain_tokens()
         report = {"tokens": self.state.num_input_tokens_seen, "peak_memory_gb": every[:, 4].max().item()}
         if seconds > 0:
             report["tokens_per_second"] = totals[0] / seconds
@@ -262,24 +313,81 @@ class BeaconTraining(Host):
                 report |= {"hfu": totals[2] / whole, "mfu": totals[1] / whole}
         return report
 
+    def _drain_tokens(self) -> None:
+        """Add the tokens read since the last time, by all processes, to the state that checkpoints hold."""
+        mine = torch.tensor([self._unreported], dtype=torch.int64, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(mine).sum())
+        self._unreported = 0
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The Trainer's evaluation, then perplexity by length and passkey recall, recorded and drawn."""
+        """Loss over held-out texts, then perplexity by length and passkey recall, recorded and drawn.
+
+        The loss is the mean over all counted labels of all texts, at ratios of one fixed draw, however many processes
+        and texts per batch there are.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        named = dataset if isinstance(dataset, dict) else {"": dataset}
         metrics: dict[str, float] = {}
-        with self.meter.paused():
-            given = self.eval_dataset if eval_dataset is None else eval_dataset
-            if self.long_context is None or not isinstance(given, list) or given:
-                metrics |= super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            if self.long_context is not None and eval_dataset is None:
-                scores = self.long_context(self.model_wrapped)
-                named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-                self.log(dict(named))
-                metrics |= named
-                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-                if self.is_world_process_zero():
-                    self._record(scores)
+        model = self._prepared()
+        with self.meter.paused(), self._told_of_memory():
+            try:
+                for name, texts in named.items():
+                    prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
+                    if texts is not None and not (isinstance(texts, list) and not texts):
+                        metrics |= {f"{prefix}_{key}": value for key, value in self._held_out(model, texts).items()}
+                if self.long_context is not None and eval_dataset is None:
+                    scores = self.long_context(model)
+                    metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+                    if self.is_world_process_zero():
+                        self._record(scores)
+            finally:
+                for module in model.modules():  # as after a training step: the optimizer knows the parts, not the whole
+                    if hasattr(module, "reshard"):
+                        module.reshard()
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _prepared(self) -> Any:
+        """The model as engines run it, also before any training."""
+        if self.model_wrapped is self.model and not self.is_in_train and not self.is_fsdp_enabled:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model_wrapped
+
+    def _held_out(self, model: Any, dataset: Any) -> dict[str, float]:
+        """Mean loss and counted labels of a data set."""
+        total = torch.zeros(2, dtype=torch.float64)
+        began, training = time.perf_counter(), model.training
+        model.eval()
+        try:
+            turns = in_turn(
+                dataset, self.args.per_device_eval_batch_size, self.args.process_index, self.args.world_size
+            )
+            for examples, fresh in turns:
+                inputs = self._prepare_inputs(self.data_collator(examples))
+                one = torch.ones((), device=self.args.device)
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, inputs, num_items_in_batch=one)
+                if fresh:
+                    total += torch.tensor([loss.item(), counted(inputs).sum().item()], dtype=torch.float64)
+        finally:
+            model.train(training)
+        total = self.accelerator.gather(total.float().to(self.args.device)[None]).double().sum(0).cpu()
+        loss = (total[0] / total[1]).item() if total[1] else float("nan")
+        return {"loss": loss, "labels": total[1].item(), "runtime": time.perf_counter() - began}
+
+    @contextmanager
+    def _told_of_memory(self) -> Iterator[None]:
+        """Say what to change when a device is full."""
+        try:
+            yield
+        except torch.OutOfMemoryError as err:
+            if self.args.auto_find_batch_size:
+                raise
+            step, lengths = self.state.global_step + 1, getattr(self, "_lengths", [])
+            raise MemoryError(OUT_OF_MEMORY.format(step=step, lengths=lengths)) from err
 
     def _record(self, scores: dict[str, float]) -> None:
         folder = Path(self.args.output_dir)
@@ -298,29 +406,53 @@ class BeaconTraining(Host):
             ValueError: The checkpoint is damaged, or was written by another number of processes or batch size.
         """
         output = Path(self.args.output_dir)
-        found = last_checkpoint(output)
-        checkpoint = found if resume_from_checkpoint is True else resume_from_checkpoint or None
-        if not resume_from_checkpoint and found is not None:
-            raise FileExistsError(
-                f"{output} holds checkpoints of an earlier run (up to {found.name}); go on from them with --resume, or "
-                "name another training.output_dir."
-            )
-        if checkpoint is None:
-            if resume_from_checkpoint:
-                logger.warning("there is no checkpoint in %s: training begins anew", output)
-            return super().train(**kwargs)
-        checkpoint = Path(checkpoint)
-        check_facts(checkpoint, self._run_facts())
-        core = beacon_model(self.accelerator.unwrap_model(self.model))
-        load_weights(core, checkpoint)  # before the model is sharded: every process has read them whole
-        if has_lora(core):
-            load_lora(core, checkpoint)
-        if self.is_world_process_zero():
-            drop_after(output / EVALUATIONS, int(checkpoint.name.rpartition("-")[2]))
-        return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
+        checkpoint = self._chosen(output, resume_from_checkpoint)
+        if checkpoint is not None:
+            step = int(read_facts(checkpoint)["step"])
+            core = beacon_model(self.accelerator.unwrap_model(self.model))
+            load_weights(core, checkpoint)  # before the model is sharded: every process has read them whole
+            if has_lora(core):
+                load_lora(core, checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                drop_after(output / EVALUATIONS, step)
+                abandon_after(output, step)
+            kwargs["resume_from_checkpoint"] = str(checkpoint)
+        with self._told_of_memory():
+            result = super().train(**kwargs)
+        self._check_loss()
+        return result
+
+    def _chosen(self, output: Path, wanted: str | Path | bool | None) -> Path | None:
+        """The checkpoint to go on from: the first process chooses, and all of them have to be able to."""
+        choice: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            found = last_checkpoint(output)
+            choice[0] = found if wanted is True else Path(wanted) if wanted else None
+            if not wanted and found is not None:
+                choice[1] = FileExistsError(
+                    f"{output} holds checkpoints of an earlier run (up to {found.name}); go on from them with --resume "
+                    "or name another training.output_dir."
+                )
+        from accelerate.utils import broadcast_object_list, gather_object
+
+        broadcast_object_list(choice)
+        checkpoint, problem = choice
+        if checkpoint is not None and problem is None:
+            try:
+                check_facts(checkpoint, self._run_facts())
+            except (OSError, ValueError) as err:
+                problem = err
+        problems = [found for found in gather_object([problem]) if found is not None]
+        if problems:
+            raise problems[0]
+        if wanted and checkpoint is None:
+            logger.warning("there is no checkpoint in %s: training begins anew", output)
+        return checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter (with LoRA layers, if any) and the tokenizer; sharded weights are gathered one by one."""
+        self._check_loss()
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         core = beacon_model(self.accelerator.unwrap_model(self.model_wrapped))
         if self.args.should_save or any(map(is_spread, beacon_parameters(core).values())):
@@ -331,8 +463,12 @@ class BeaconTraining(Host):
             self.processing_class.save_pretrained(folder)
 
     def _run_facts(self) -> dict[str, Any]:
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+        names = [
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "learning_rate"),
+            *("train_sampling_strategy", "optim", "lr_scheduler_type", "weight_decay", "dataloader_num_workers"),
+        ]
         mine = {name: getattr(self.args, name) for name in names}
+        mine = {name: getattr(value, "value", value) for name, value in mine.items()}
         return {"processes": self.args.world_size, **mine, **self._facts}
 
     def _get_output_dir(self, trial: Any = None) -> str:
@@ -341,9 +477,13 @@ class BeaconTraining(Host):
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """The Trainer's, into a folder aside that is renamed when it is complete."""
         self._check_loss()
+        self._drain_tokens()
         output, step = Path(super()._get_output_dir(trial)), self.state.global_step
         wait, writes = self.accelerator.wait_for_everyone, self.args.should_save
-        with self.meter.paused(), written_whole(output, step, self._run_facts(), writes=writes, wait=wait) as staging:
+        several = self.args.world_size > 1 and not self.args.save_only_model
+        parts = [f"rng_state_{process}.pth" for process in range(self.args.world_size)] if several else []
+        whole = written_whole(output, step, self._run_facts(), writes=writes, wait=wait, parts=parts)
+        with self.meter.paused(), whole as staging:
             self._output_dir = str(staging)
             try:
                 super()._save_checkpoint(model, trial)
@@ -379,13 +519,23 @@ class BeaconTraining(Host):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's; then the learning rate that the schedule gives now, for ``max_steps`` may have changed."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if checkpoint is not None and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            rates = [
+                base * factor(schedule.last_epoch)
+                for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
+
     def _load_best_model(self) -> None:
-        """Take the best checkpoint's adapter; sharded weights stay as they are, and the log names the folder."""
+        """Take the best checkpoint's adapter."""
         best = Path(str(self.state.best_model_checkpoint))
         core = beacon_model(self.accelerator.unwrap_model(self.model))
-        if any(map(is_spread, beacon_parameters(core).values())):
-            logger.warning("sharded weights stay those of the last step; the best adapter is %s", best)
-            return
         load_weights(core, best)
         if has_lora(core):
             load_lora(core, best)

@@ -57,7 +57,7 @@ def test_a_run_its_files_and_going_on(recipe: Path, capsys: pytest.CaptureFixtur
     assert "6 steps" in capsys.readouterr().out
     assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["max_steps"] == 6
     assert main(["train", str(recipe), "--resume", "--ratios.seed", "5"]) == 2
-    assert "was written with recipe" in " ".join(capsys.readouterr().err.split())
+    assert "was written with section ratios" in " ".join(capsys.readouterr().err.split())
 
 
 def test_check_prints_the_recipe_and_does_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

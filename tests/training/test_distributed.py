@@ -11,7 +11,7 @@ import torch
 
 from beacon.training.checkpoints import last_checkpoint
 from tests.readers import close
-from tests.training.runs import arguments, documents, launch, run
+from tests.training.runs import adapter, arguments, documents, launch, losses, make_trainer, run
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("MULTI_CPU", {}),
@@ -28,16 +28,33 @@ def slow(*values: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """One process that accumulates what two processes read."""
-    return run({"args": arguments(tmp_path_factory.mktemp("alone"), gradient_accumulation_steps=4)})
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
+    """One process that accumulates what two processes read; losses, adapter, held-out losses."""
+    own = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3}
+    args = arguments(tmp_path_factory.mktemp("alone"), gradient_accumulation_steps=4, **own)
+    trainer = make_trainer({"args": args, "validation": 5})
+    trainer.train()
+    trainer.save_model()
+    history = trainer.state.log_history
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return losses(history), adapter(Path(args["output_dir"])), held_out
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in ("ddp, checkpointed", "fsdp2") else name for name in ENGINES])
 def test_two_processes_give_what_one_gives(name: str, alone: Any, tmp_path: Path) -> None:
-    """Loss curve and adapter; some batches of one process are too short for beacons while the other's are not."""
+    """Loss curve, held-out loss and adapter.
+
+    Texts of one process are too short for beacons, or fill more chunks of the loss, while the other's do not; steps are
+    evaluated and saved; one process has a held-out text more than the other.
+    """
     engine, own = ENGINES[name]
-    curve, weights = launch({"args": arguments(tmp_path, gradient_accumulation_steps=2, **own)}, 2)
+    own = {**own, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    own |= {"per_device_eval_batch_size": 1}
+    spec = {"args": arguments(tmp_path, gradient_accumulation_steps=2, **own), "chunk": 16, "validation": 5}
+    curve, weights = launch(spec, 2)
+    history = json.loads((tmp_path / "history.json").read_text())
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert held_out == pytest.approx(alone[2], rel=1e-5) and len(held_out) == 2
     assert (tmp_path / "engine.txt").read_text() == engine
     assert curve == pytest.approx(alone[0], rel=1e-5)
     assert weights.keys() == alone[1].keys()
@@ -52,10 +69,11 @@ def test_two_processes_read_a_stream_of_several_files_as_one_does(tmp_path: Path
         lines = [json.dumps({"input_ids": row["input_ids"]}) for row in part]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     own = {"stream": str(tmp_path / "*.jsonl")}
-    curve, _weights = launch({"args": arguments(tmp_path / "two", gradient_accumulation_steps=1), **own}, 2)
+    curve, weights = launch({"args": arguments(tmp_path / "two", gradient_accumulation_steps=1), **own}, 2)
     one = run({"args": arguments(tmp_path / "one", gradient_accumulation_steps=2), **own})
-    assert curve[:3] == pytest.approx(one[0][:3], rel=1e-5)  # three steps of two documents, then the stream begins anew
-    assert len(curve) == len(one[0]) == 4
+    assert curve == pytest.approx(one[0], rel=1e-5) and len(curve) == 4  # the fourth step spans the stream's end
+    for key, weight in one[1].items():
+        close(weights[key], weight, 1e-5, key)
 
 
 @pytest.mark.parametrize("objective", [{"distillation": 0.5}, slow({"reconstruction": 0.5})])

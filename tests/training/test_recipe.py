@@ -46,20 +46,18 @@ def test_options_go_over_the_file(tmp_path: Path) -> None:
     assert yaml.safe_load(path.read_text())["training"]["learning_rate"] == 1.0
 
 
-def test_the_fingerprint_tells_what_a_step_reads_and_computes() -> None:
-    one = parse()
-    same = [
-        parse(training={"learning_rate": 1}),
-        parse(data={**BASE["data"], "num_proc": 2}),
-        parse(validation=BASE["data"]),
-    ]
-    other = [
-        parse(ratios={"seed": 1}),
-        parse(data={**BASE["data"], "seed": 1}),
-        parse(beacon={"window": 64, "ratios": [2]}),
-    ]
-    assert {recipe.fingerprint for recipe in same} == {one.fingerprint}
-    assert len({recipe.fingerprint for recipe in [one, *other]}) == 4
+def test_fingerprints_tell_which_section_changes_what_a_step_computes() -> None:
+    one = parse().fingerprints
+    data = BASE["data"]
+    for same in (parse(training={"learning_rate": 1}), parse(data={**data, "num_proc": 2}), parse(validation=data)):
+        assert same.fingerprints == one
+    for section, changed in {
+        "ratios": parse(ratios={"seed": 1}),
+        "data": parse(data={**data, "seed": 1}),
+        "beacon": parse(beacon={"window": 64, "ratios": [2]}),
+        "model": parse(model={"name": "default", "quantization": "4bit"}),
+    }.items():
+        assert {name for name, value in changed.fingerprints.items() if one[name] != value} == {f"section {section}"}
 
 
 @pytest.mark.parametrize(
