@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 import beacon
 from beacon.training import BeaconTrainer, ModelConfig
 from beacon.training.models import load_model, load_tokenizer, saved_dtype
+from beacon.training.objectives import stock_logits
 from tests.readers import close
 from tests.training.runs import arguments
 
@@ -72,6 +73,21 @@ def test_lora_layers_train_beside_the_beacons_and_are_saved_and_loaded(tmp_path:
     resumed = BeaconTrainer(again, args, train_dataset=trainer.train_dataset)
     resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-2")
     assert resumed.state.global_step == 3
+
+
+def test_the_stock_model_teaches_without_lora_layers() -> None:
+    model = load_model(ModelConfig(name="default", dtype="float32", lora=LORA), CONFIG)
+    inputs = {"input_ids": torch.arange(90)[None], "attention_mask": torch.ones(1, 90)}
+    columns = torch.arange(32, 90)
+    before = stock_logits(model, inputs, columns)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert torch.equal(stock_logits(model, inputs, columns), before)
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()} and model.training
+    assert (model(inputs["input_ids"]).logits[:, columns] - before).abs().max() > 1e-2
 
 
 def test_resuming_without_the_lora_layers_of_a_checkpoint(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import beacon
 from beacon.training import BeaconTrainer, EvaluationConfig, LongContextEvaluation, RatioConfig
 from beacon.training.arguments import adapted
 from beacon.training.batches import document_lengths
-from beacon.training.checkpoints import last_checkpoint
+from beacon.training.checkpoints import last_checkpoint, written_whole
 from tests.readers import close, fixed, wrapped
 from tests.tiny_models import random_ids, tiny_model
 from tests.training.runs import arguments, documents, make_trainer, run
@@ -198,16 +199,7 @@ def test_a_resumed_run_ends_as_one_that_went_through(tmp_path: Path, step: int) 
     """Bit for bit: weights, optimizer, schedule, data order (in the middle of an epoch), ratios."""
     settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": step, "gradient_accumulation_steps": 3}
     whole = run(spec(tmp_path / "whole", **settings))
-    trainer = make_trainer(spec(tmp_path / "cut", **settings))
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 5:
-                raise KeyboardInterrupt
-
-    trainer.add_callback(Stop())
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    stopped(spec(tmp_path / "cut", **settings), before_step=6)
     again = run({**spec(tmp_path / "cut", **settings), "resume": True})
     assert again[0] == whole[0]
     for name, weight in whole[1].items():
@@ -313,3 +305,110 @@ def test_liger_kernels_leave_the_head_and_rotations_to_us(tmp_path: Path) -> Non
     chosen = adapted(args, wrapped(fixed(8, 2), "llama2"), None).liger_kernel_config
     assert chosen == {"rms_norm": False, "rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
     assert args.liger_kernel_config == {"rms_norm": False}
+
+
+def stopped(spec: dict[str, Any], before_step: int, resume: Path | None = None) -> None:
+    """Train until a step begins, and break off."""
+    trainer = make_trainer(spec)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step + 1 == before_step:
+                raise KeyboardInterrupt
+
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(resume_from_checkpoint=resume)
+
+
+def test_documents_of_like_length_resume_in_a_later_epoch(tmp_path: Path) -> None:
+    settings = {"max_steps": 9, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 3}
+    settings |= {"train_sampling_strategy": "group_by_length", "length_column_name": "windows"}
+    whole = run(spec(tmp_path / "whole", **settings))
+    torch.rand(7)  # another global random state
+    stopped(spec(tmp_path / "cut", **settings), before_step=8)
+    torch.rand(5)
+    again = run({**spec(tmp_path / "cut", **settings), "resume": True})
+    assert again[0] == whole[0]
+    for name, weight in whole[1].items():
+        assert torch.equal(again[1][name], weight), name
+
+
+def test_a_stream_resumes_after_it_has_begun_anew(tmp_path: Path) -> None:
+    lines = [json.dumps({"input_ids": row["input_ids"]}) for row in documents(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+    stream = {"stream": str(tmp_path / "a.jsonl")}
+    whole = run({**spec(tmp_path / "whole", **settings), **stream})
+    stopped({**spec(tmp_path / "cut", **settings), **stream}, before_step=6)
+    again = run({**spec(tmp_path / "cut", **settings), **stream, "resume": True})
+    assert again[0] == whole[0] and max(whole[0]) < 8  # a step that spans the end counts as any other
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_its_successors_aside(tmp_path: Path) -> None:
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    run(spec(tmp_path, **settings))
+    stopped(spec(tmp_path, **settings, save_total_limit=2), 6, resume=tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert {p.name for p in tmp_path.glob("*checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-4",
+        "abandoned-checkpoint-4",
+        "abandoned-checkpoint-6",
+        "abandoned-checkpoint-8",
+    }
+
+
+def test_a_longer_run_goes_on_at_its_own_learning_rate(tmp_path: Path) -> None:
+    run(spec(tmp_path, max_steps=4, save_strategy="steps", save_steps=2))
+    trainer = make_trainer(spec(tmp_path, max_steps=8, save_strategy="steps", save_steps=2))
+    trainer.train(resume_from_checkpoint=True)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates[4:] == pytest.approx([1e-2 * left / 8 for left in (4, 3, 2, 1)])
+
+
+def test_tokens_are_counted_over_a_resume(tmp_path: Path) -> None:
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+    whole = make_trainer(spec(tmp_path / "whole", **settings))
+    whole.train()
+    stopped(spec(tmp_path / "cut", **settings), before_step=5)
+    again = make_trainer(spec(tmp_path / "cut", **settings))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.num_input_tokens_seen == whole.state.num_input_tokens_seen > 0
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    rows = documents(5)
+    found = []
+    for size in (1, 2, 5):
+        trainer = make_trainer(spec(tmp_path, per_device_eval_batch_size=size, trainer={"eval_dataset": rows}))
+        found.append(trainer.evaluate())
+    assert found[0]["eval_labels"] == sum(len(row["input_ids"]) - 1 for row in rows)
+    assert [one["eval_loss"] for one in found] == pytest.approx([found[0]["eval_loss"]] * 3, rel=1e-5)
+
+
+def test_evaluation_before_training_computes_in_mixed_precision(tmp_path: Path) -> None:
+    model = wrapped(fixed(8, 2), "llama2", dtype=torch.bfloat16)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data = parameter.data.float()
+    args = TrainingArguments(**arguments(tmp_path, bf16=True))
+    metrics = BeaconTrainer(model, args, train_dataset=documents(), eval_dataset={"a": documents(3)}).evaluate()
+    assert metrics["eval_a_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_smoothing_factor": 0.1}, {"torch_compile": True}, {"trainer": {"compute_loss_func": print}}],
+)
+def test_settings_that_would_be_ignored_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        make_trainer(spec(tmp_path, **changes))
+
+
+def test_a_process_whose_files_are_elsewhere_stops_the_saving(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"rng_state_1\.pth is not there: all processes must see"),
+        written_whole(tmp_path, 1, {}, writes=True, wait=lambda: None, parts=["rng_state_1.pth"]) as staging,
+    ):
+        (staging / "checkpoint-1").mkdir()
+    assert last_checkpoint(tmp_path) is None
