@@ -22,6 +22,7 @@ def chunked_cross_entropy(
     head: Callable[[torch.Tensor], torch.Tensor],
     num_items_in_batch: int | torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
+    chunks: int | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of ``head(hidden)`` against ``targets``, in chunks whose logits are recomputed for gradients.
 
@@ -32,6 +33,8 @@ def chunked_cross_entropy(
         num_items_in_batch: Divides the sum (gradient accumulation); None divides by the counted targets, or by the sum
             of their weights.
         weights: Factor of each target's loss ``[n]``; None counts all alike.
+        chunks: How often the head is called at least, without rows where there are no more, and none left out:
+            processes that share a model must call it equally often. None leaves out chunks in which nothing counts.
 
     Returns:
         The loss, a float32 scalar (float64 for float64 logits); 0 if nothing counts.
@@ -51,9 +54,16 @@ def chunked_cross_entropy(
         return F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="none") @ factors.to(logits.dtype)
 
     parts = []
-    needed = [bool(count) for count in torch.stack([part.sum() for part in counted.split(CHUNK)]).tolist()]
-    factors = [None] * len(needed) if weights is None else weights.split(CHUNK)
-    for rows, wanted, factor, need in zip(hidden.split(CHUNK), targets.split(CHUNK), factors, needed, strict=True):
+    pieces: list[Any]
+    pieces = [hidden.split(CHUNK), targets.split(CHUNK)]
+    pieces.append([None] * len(pieces[0]) if weights is None else weights.split(CHUNK))
+    if chunks is None:
+        needed = [bool(count) for count in torch.stack([part.sum() for part in counted.split(CHUNK)]).tolist()]
+    else:
+        more = max(chunks - len(pieces[0]), 0)
+        pieces = [[*of, *[None if of[0] is None else of[0][:0]] * more] for of in pieces]
+        needed = [True] * len(pieces[0])
+    for rows, wanted, factor, need in zip(*pieces, needed, strict=True):
         if not need:  # the head is the dearest part: a long prompt or padding goes without
             continue
         if torch.is_grad_enabled() and rows.requires_grad:
@@ -131,6 +141,7 @@ def text_loss(
     head: Callable[[torch.Tensor], torch.Tensor],
     num_items_in_batch: int | torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
+    chunks: int | None = None,
 ) -> torch.Tensor:
     """Mean next-token loss of a call; the first label of a row belongs to the last token of the call before.
 
@@ -142,6 +153,7 @@ def text_loss(
         head: As in :func:`chunked_cross_entropy`.
         num_items_in_batch: As in :func:`chunked_cross_entropy`.
         weights: Factor of each label's loss ``[rows, columns]``, or None.
+        chunks: As in :func:`chunked_cross_entropy`.
 
     Returns:
         The loss, a scalar.
@@ -167,4 +179,4 @@ def text_loss(
         hidden = torch.cat([hidden, torch.stack([h for h, _ in carried])])
         targets = torch.cat([targets, torch.stack([target for _, target in carried])])
         factors = None if own is None or factors is None else torch.cat([factors, own[firsts]])
-    return chunked_cross_entropy(hidden, targets, head, num_items_in_batch, factors)
+    return chunked_cross_entropy(hidden, targets, head, num_items_in_batch, factors, chunks)

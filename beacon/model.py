@@ -78,7 +78,9 @@ class BeaconModel(BeaconGeneration):
             keep_first: Tokens at the start that are kept as they are.
             keep_from: Text index from which on nothing is condensed.
             **kwargs: ``num_items_in_batch`` divides the loss; ``weights`` ``[batch, seqlen]`` are factors of the
-                labels' losses; ``one_pass=True`` reads all windows at once; ``return_dict``.
+                labels' losses; ``return_dict``. For processes that share a model, which must call its parts
+                equally often: ``one_pass=True`` reads all windows at once, ``chunks`` is how often the loss calls the
+                head at least.
 
         Returns:
             ``CausalLMOutputWithPast`` with ``loss``, ``logits [batch, kept, vocab]`` (rows of padding are those of a
@@ -127,7 +129,9 @@ class BeaconModel(BeaconGeneration):
         loss = None
         if labels is not None:
             items = options["num_items_in_batch"]
-            loss = text_loss(hidden, text, labels, cache.last_hidden, self.beacon_head, items, weights)
+            loss = text_loss(
+                hidden, text, labels, cache.last_hidden, self.beacon_head, items, weights, options["chunks"]
+            )
             if not loss.requires_grad:  # in eval mode a text too short for beacons teaches nothing; backward() is legal
                 loss = loss + 0.0 * self.model.beacon_embed_tokens(text.ids.new_zeros(1)).sum()
         past = self._finish(after, trip, hidden, past_key_values) if keep else None
@@ -162,6 +166,7 @@ class BeaconModel(BeaconGeneration):
             logits_to_keep=0 if columns is None else torch.arange(max(documents.lengths)),
             num_items_in_batch=options["num_items_in_batch"],
             one_pass=options["one_pass"],
+            chunks=options["chunks"],
             ratios=ratios,
             use_cache=False,
         )
@@ -358,6 +363,7 @@ def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]
         "num_items_in_batch": kwargs.pop("num_items_in_batch", None),
         "weights": kwargs.pop("weights", None),
         "one_pass": bool(kwargs.pop("one_pass", False)),
+        "chunks": kwargs.pop("chunks", None),
         "return_dict": return_dict is None or bool(return_dict),
     }
     if kwargs:

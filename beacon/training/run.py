@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,8 @@ def train(recipe: Recipe, resume: str | Path | bool = False) -> Outcome:
     with args.main_process_first(desc="reading the data"):
         dataset, report = build_dataset(recipe.data, tokenizer, **sizes)
         validation = None if recipe.validation is None else build_dataset(recipe.validation, tokenizer, **sizes)[0]
-    model = load_model(recipe.model, recipe.beacon)
+    with read_whole(args):
+        model = load_model(recipe.model, recipe.beacon)
     evaluation = None if recipe.evaluation is None else LongContextEvaluation(recipe.evaluation, tokenizer)
     trainer = BeaconTrainer(
         model,
@@ -93,6 +96,22 @@ def train(recipe: Recipe, resume: str | Path | bool = False) -> Outcome:
     if first:
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
     return Outcome(folder, result.global_step, result.training_loss, time.perf_counter() - begin, report, first)
+
+
+@contextmanager
+def read_whole(args: Any) -> Iterator[None]:
+    """Let every process read the base whole under ZeRO-3: beacons begin as copies, and the engine spreads all later."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 def leave_group() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from beacon import loss as loss_module
 from beacon.config import BeaconConfig
 from beacon.model import BeaconModel
 from beacon.reading import checkpoints
@@ -44,7 +45,7 @@ from beacon.training.plots import draw
 from beacon.training.progress import Meter, ProgressBar, peak_memory_gb
 from beacon.training.ratios import Draw, RatioConfig, RatioSampler, check_drawn
 from beacon.training.records import EVALUATIONS, append_record, drop_after
-from beacon.weights import beacon_parameters, is_partitioned, is_spread
+from beacon.weights import beacon_parameters, is_spread
 
 logger = logging.getLogger(__name__)
 
@@ -146,13 +147,19 @@ class BeaconTraining(Host):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         head = beacon_model(self.accelerator.unwrap_model(self.model)).lm_head
-        # The loss calls the head once per chunk, and how many there are depends on a process's texts: it stays whole.
-        if hasattr(head, "set_reshard_after_backward"):
+        if hasattr(head, "set_reshard_after_backward"):  # else FSDP2 gathers it anew for every chunk of the loss
             head.set_reshard_after_backward(False, recurse=False)
-        for parameter in head.parameters():
-            if is_partitioned(parameter):
-                parameter.ds_persist = True
         return prepared
+
+    def _in_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that make processes which hold a model together call its parts equally often."""
+        if not self._spreads:
+            return {}
+        mask = batch.get("attention_mask")
+        tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
+        chunks = torch.tensor([-(-tokens // loss_module.CHUNK)], device=self.args.device)
+        torch.distributed.all_reduce(chunks, torch.distributed.ReduceOp.MAX)
+        return {"one_pass": True, "chunks": int(chunks)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -240,7 +247,7 @@ class BeaconTraining(Host):
             ratios=ratios,
             num_items_in_batch=items,
             use_cache=False,
-            one_pass=self._spreads,
+            **self._in_step(batch),
             **({} if columns is None else {"logits_to_keep": columns}),
         )
         loss = outputs["loss"]

@@ -58,22 +58,28 @@ def make_trainer(spec: dict[str, Any]) -> Any:
 
     import beacon.loss
     from beacon.training import BeaconTrainer, ObjectiveConfig, RatioConfig
+    from beacon.training.run import read_whole
     from tests.readers import fixed, wrapped
 
     if "chunk" in spec:
         beacon.loss.CHUNK = spec["chunk"]
-    torch.manual_seed(0)
-    model = wrapped(fixed(8, 2, sink=1, **spec.get("beacon", {})), spec.get("model", "llama2"))
-    trainer = {"ratios": RatioConfig(choices=(2, 4, 8)), **spec.get("trainer", {})}
-    if "objective" in spec:
-        trainer["objective"] = ObjectiveConfig(**spec["objective"])
-    if "validation" in spec:
-        trainer["eval_dataset"] = documents(spec["validation"])
+    if "deepspeed" in spec["args"]:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")
     args = TrainingArguments(**spec["args"])
     if args.fsdp:  # accelerate shards on GPUs only, so it has to take these processes for some
         from accelerate import DistributedType, PartialState
 
         PartialState().distributed_type = DistributedType.MULTI_GPU
+    torch.manual_seed(0)
+    with read_whole(args):
+        model = wrapped(fixed(8, 2, sink=1, **spec.get("beacon", {})), spec.get("model", "llama2"))
+    trainer = {"ratios": RatioConfig(choices=(2, 4, 8)), **spec.get("trainer", {})}
+    if "objective" in spec:
+        trainer["objective"] = ObjectiveConfig(**spec["objective"])
+    if "validation" in spec:
+        trainer["eval_dataset"] = documents(spec["validation"])
     dataset = _stream(spec["stream"]) if "stream" in spec else spec.get("dataset") or documents()
     if spec["args"].get("train_sampling_strategy") == "group_by_length":
         from datasets import Dataset

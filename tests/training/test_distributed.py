@@ -11,7 +11,7 @@ import torch
 
 from beacon.training.checkpoints import last_checkpoint
 from tests.readers import close
-from tests.training.runs import adapter, arguments, documents, launch, losses, make_trainer, run
+from tests.training.runs import ROOT, adapter, arguments, documents, launch, losses, make_trainer, run
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("MULTI_CPU", {}),
@@ -73,6 +73,19 @@ def test_two_processes_read_a_stream_of_several_files_as_one_does(tmp_path: Path
     one = run({"args": arguments(tmp_path / "one", gradient_accumulation_steps=2), **own})
     assert curve == pytest.approx(one[0], rel=1e-5) and len(curve) == 4  # the fourth step spans the stream's end
     for key, weight in one[1].items():
+        close(weights[key], weight, 1e-5, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_gives_what_one_process_gives(stage: int, alone: Any, tmp_path: Path) -> None:
+    """Texts without beacons and other numbers of chunks included: both engines go by the order of calls."""
+    pytest.importorskip("deepspeed")
+    config = str(ROOT / "examples" / "recipes" / "launch" / f"deepspeed-zero{stage}.json")
+    own = {"deepspeed": config, "save_strategy": "steps", "save_steps": 2}
+    curve, weights = launch({"args": arguments(tmp_path, gradient_accumulation_steps=2, **own), "chunk": 16}, 2)
+    assert curve == pytest.approx(alone[0], rel=1e-5)
+    for key, weight in alone[1].items():
         close(weights[key], weight, 1e-5, key)
 
 

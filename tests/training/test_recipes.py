@@ -247,7 +247,7 @@ def test_tiny_cpu_runs_and_resumes(tmp_path, capsys):
     again = Recipe.load(output / "recipe.yaml")
     assert (
         again.training["max_steps"] == 2
-        and again.fingerprint == Recipe.load(FOLDER / "tiny-cpu.yaml", ["--data.sources", f"[{corpus}]"]).fingerprint
+        and again.fingerprints == Recipe.load(FOLDER / "tiny-cpu.yaml", ["--data.sources", f"[{corpus}]"]).fingerprints
     )
     assert main([*command, "--training.max_steps", "3"]) == 2
     assert "go on from them with --resume" in " ".join(capsys.readouterr().err.split())
