@@ -57,6 +57,9 @@ OUT_OF_MEMORY = (
 )
 
 
+# Of our collator, of Liger-Kernel, of collators that pack for flash-attn (position ids tell us the same).
+OTHERS = ("origins", "skip_logits", "cu_seq_lens_", "max_length_", "seq_idx")
+
 if TYPE_CHECKING:
     Host: TypeAlias = Any
 else:
@@ -194,7 +197,7 @@ class BeaconTraining(Host):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean next-token loss and what the objective adds, at ratios drawn for this batch."""
-        inputs = {name: value for name, value in inputs.items() if name not in ("origins", "skip_logits")}
+        inputs = {name: value for name, value in inputs.items() if not name.startswith(OTHERS)}
         lengths = inputs.pop("lengths", None) or document_lengths(inputs)
         core = beacon_model(self.accelerator.unwrap_model(model))
         config: BeaconConfig = core.beacon_config

@@ -103,7 +103,7 @@ def test_additional_losses_go_through_fsdp2(objective: dict[str, float], tmp_pat
 
 @pytest.mark.parametrize(
     "processes, own, killed_before",
-    [(1, {}, 4), slow(2, {}, 5), (2, {"fsdp": True}, 6)],
+    [(1, {}, 4), slow(2, {}, 5), slow(2, {"fsdp": True}, 6)],
     ids=["one", "ddp", "fsdp2"],
 )
 def test_a_killed_run_goes_on_to_the_same_weights(

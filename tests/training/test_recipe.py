@@ -44,6 +44,8 @@ def test_options_go_over_the_file(tmp_path: Path) -> None:
     again.write_text(recipe.to_yaml())
     assert Recipe.load(again).values == recipe.values
     assert yaml.safe_load(path.read_text())["training"]["learning_rate"] == 1.0
+    words = Recipe.load(path, ["--training.eval_strategy", "no", "--training.bf16", "true"]).training
+    assert words["eval_strategy"] == "no" and words["bf16"] is True
 
 
 def test_fingerprints_tell_which_section_changes_what_a_step_computes() -> None:

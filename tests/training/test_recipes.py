@@ -86,7 +86,7 @@ def test_the_batch_is_the_product_that_the_comment_says(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_document_fills_a_window_and_goes_on(name):
-    """Shorter ones teach nothing, and DeepSpeed mixes up gradients where some processes have no beacons."""
+    """Shorter ones have no beacons and teach nothing."""
     found = recipe(name)
     assert found.data.min_length > found.beacon.window and not found.data.packing
 
