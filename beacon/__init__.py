@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from beacon.cache import BeaconCache
     from beacon.config import BeaconConfig
     from beacon.identity import disabled
-    from beacon.policies import RatioRequest, retrieval_ratios
+    from beacon.policies import RatioRequest
+    from beacon.retrieval import BM25Scorer, retrieval_ratios
     from beacon.saving import load_adapter, load_reference, save_adapter
     from beacon.wrapping import unwrap, wrap
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BM25Scorer",
     "BeaconCache",
     "BeaconConfig",
     "RatioRequest",
@@ -39,7 +41,8 @@ _HOMES = {
     "cache": ("BeaconCache",),
     "config": ("BeaconConfig",),
     "identity": ("disabled",),
-    "policies": ("RatioRequest", "retrieval_ratios"),
+    "policies": ("RatioRequest",),
+    "retrieval": ("BM25Scorer", "retrieval_ratios"),
     "saving": ("load_adapter", "load_reference", "save_adapter"),
     "wrapping": ("unwrap", "wrap"),
 }

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from beacon.config import BeaconConfig, check_ratio
 from beacon.plan import Ratios
@@ -103,69 +99,3 @@ def choose_ratio(request: RatioRequest) -> int:
         "ratio_policy='retrieval' needs the ratios of this text, got none; "
         "pass ratios=beacon.retrieval_ratios(input_ids, query_ids, model.beacon_config)."
     )
-
-
-def _token_lists(ids: Any) -> list[int]:
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if values and isinstance(values[0], list):
-        if len(values) != 1:
-            raise ValueError(f"retrieval_ratios reads one text at a time, got {len(values)} rows; call it per row.")
-        values = values[0]
-    return [int(value) for value in values]
-
-
-def retrieval_ratios(
-    input_ids: Any,
-    query_ids: Any,
-    config: BeaconConfig,
-    *,
-    low: int | None = None,
-    high: int | None = None,
-    top: int = 3,
-    keep_first: int = 0,
-    expected_length: int | None = None,
-) -> list[int]:
-    """One ratio per window: ``low`` for the windows that a query points at, ``high`` for the rest.
-
-    Windows are scored with BM25 (k1 = 1.5, b = 0.75) over token ids; the ``top`` best with a score above zero win.
-
-    Args:
-        input_ids: Token ids of one text, a sequence of ints or an integer tensor ``[T]`` or ``[1, T]``.
-        query_ids: Token ids of the query, likewise.
-        config: Configuration of the wrapped model.
-        low: Ratio of the chosen windows; None takes the smallest listed above 0.
-        high: Ratio of all others; None takes the largest listed.
-        top: How many windows get ``low``.
-        keep_first: Tokens before the first window, as in the call that reads the text.
-        expected_length: Length in tokens that the text will have with what is generated after it; further windows get
-            ``high``. None: nothing is.
-
-    Returns:
-        A ratio for every window that the text begins, from the first, and for those expected; pass it as ``ratios``.
-
-    Raises:
-        ValueError: Empty query, or a ratio that does not divide the stride.
-
-    Source: arXiv 2401.03462, section 4.4 (retrieval-guided condensing).
-    """
-    text, query = _token_lists(input_ids)[keep_first:], set(_token_lists(query_ids))
-    if not query:
-        raise ValueError("query_ids must hold at least one token, got none; pass the tokenized question.")
-    listed = sorted({ratio for ratio in config.ratios if ratio}) or [0]
-    low = check_ratio(listed[0] if low is None else low, config.step)
-    high = check_ratio(listed[-1] if high is None else high, config.step)
-    starts = range(0, max(len(text), 1), config.step)
-    counts = [Counter(token for token in text[start : start + config.window] if token in query) for start in starts]
-    scores = _bm25(counts, config.window)
-    best = sorted((number for number, score in enumerate(scores) if score > 0), key=lambda number: -scores[number])
-    chosen = set(best[:top])
-    more = 0 if expected_length is None else max(-(-(expected_length - keep_first) // config.step) - len(counts), 0)
-    return [low if number in chosen else high for number in range(len(counts) + more)]
-
-
-def _bm25(counts: Sequence[Counter[int]], length: int, k1: float = 1.5) -> list[float]:
-    """BM25 of equally long windows (so the length normalisation is 1). Source: Robertson & Zaragoza, 2009."""
-    seen = Counter(token for count in counts for token in count)
-    total = len(counts)
-    idf = {token: math.log(1 + (total - n + 0.5) / (n + 0.5)) for token, n in seen.items()}
-    return [sum(idf[t] * n * (k1 + 1) / (n + k1) for t, n in count.items()) for count in counts]

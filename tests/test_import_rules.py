@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("modules",),
     ("identity", "weights"),
     ("attention", "families"),
-    ("policies",),
+    ("policies", "retrieval"),
     ("plan",),
     ("config",),
     ("assets",),
@@ -51,7 +51,7 @@ KERNEL_FILES = {
 KERNEL_IMPORTS = {"beacon_kernels", "torch", "triton"}  # all that `beacon_kernels` may import, beside the stdlib
 PRINTING = {"__main__", "cli"}  # modules of `beacon` that may print
 # Optional or slow to import: `beacon` imports them inside functions only.
-LAZY = {"accelerate", "datasets", "flash_attn", "lm_eval", "matplotlib", "peft", "triton"}
+LAZY = {"accelerate", "bm25s", "datasets", "flash_attn", "lm_eval", "matplotlib", "peft", "triton"}
 
 RANK = {name: rank for rank, line in enumerate(reversed(LAYERS)) for name in line}
 

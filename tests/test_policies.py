@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from beacon import BeaconConfig, RatioRequest, retrieval_ratios
+from beacon import BeaconConfig, RatioRequest
 from beacon.policies import choose_ratio
 from tests.readers import fixed, wrapped
 from tests.tiny_models import random_ids
@@ -134,20 +134,8 @@ def test_ratios_may_be_named_per_call() -> None:
     assert torch.isfinite(model(ids, labels=ids, ratios=[1, 0, 4]).loss)  # except in training
 
 
-def test_retrieval_gives_the_windows_that_the_query_points_at_a_low_ratio() -> None:
+def test_retrieval_needs_the_ratios_of_the_text() -> None:
     config = BeaconConfig(window=8, ratios=(0, 2, 8), ratio_policy="retrieval")
-    ids = torch.full((1, 44), 10)
-    ids[0, 18], ids[0, 33], ids[0, 34] = 50, 50, 51
-    assert retrieval_ratios(ids, [50, 51], config) == [8, 8, 2, 8, 2, 8]
-    assert retrieval_ratios(ids, torch.tensor([[50, 51]]), config, top=1, low=0, high=4) == [4, 4, 4, 4, 0, 4]
-    assert retrieval_ratios(ids[0].tolist(), [50], config, keep_first=3) == [8, 2, 8, 2, 8, 8]
-    assert retrieval_ratios(ids, [77], config) == [8] * 6
-    model = wrapped(config)
-    cache = model.compress(ids, ratios=retrieval_ratios(ids, [50, 51], config))
-    assert cache.states[0].ratios == (8, 8, 2, 8, 2)
+    assert read(config, 44, ratios=[8, 8, 2, 8, 2, 8]) == [(8, 8, 2, 8, 2)]
     with pytest.raises(ValueError, match=r"needs the ratios of this text.*beacon\.retrieval_ratios"):
-        model.compress(ids)
-    with pytest.raises(ValueError, match="at least one token, got none"):
-        retrieval_ratios(ids, [], config)
-    with pytest.raises(ValueError, match="one text at a time, got 2 rows"):
-        retrieval_ratios(ids.expand(2, -1), [50], config)
+        read(config, 44)

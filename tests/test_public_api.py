@@ -7,6 +7,7 @@ import pytest
 import beacon
 
 PUBLIC = [
+    "BM25Scorer",
     "BeaconCache",
     "BeaconConfig",
     "RatioRequest",
@@ -27,11 +28,13 @@ SIGNATURES = {
     "load_adapter": "(hf_model, folder_or_hub_id, **overrides)",
     "load_reference": "(model, path)",
     "retrieval_ratios": (
-        "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0, expected_length=None)"
+        "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0, expected_length=None, "
+        "scorer=None, overlap=None)"
     ),
     "save_adapter": "(model, folder, dtype=None)",
     "unwrap": "(model)",
     "wrap": "(hf_model, config=None)",
+    "BM25Scorer": "(*, ngrams=2, k1=1.5, b=0.75)",
     "BeaconConfig": (
         "(*, window=1024, stride=None, ratios=(0, 2, 4, 8, 16, 32, 64, 128), ratio_policy='adaptive', reserve=1024, "
         "attention='step-expansion', placement='append', attend_memory=True, attend_beacons=False, sink=0, "

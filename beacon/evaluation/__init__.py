@@ -21,6 +21,7 @@ from beacon.evaluation.passkey import (
     recall,
 )
 from beacon.evaluation.perplexity import Perplexity, measure_perplexity, negative_log_likelihoods
+from beacon.evaluation.rope_scaling import RopeScaled
 from beacon.evaluation.text import Text, encode, file_texts, is_held_out, library_texts, read_documents, read_file
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "PasskeyScore",
     "Perplexity",
     "Recall",
+    "RopeScaled",
     "SlidingWindow",
     "Stock",
     "Text",
