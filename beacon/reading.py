@@ -203,7 +203,7 @@ def read(
         )
         path = after.attention_path
         beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path))
-        out = _run(model, packed[at.to(packed.device)], beacon_pass)
+        out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
         after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
         states = ends
         done += len(at)
@@ -225,7 +225,7 @@ def _segment(configured: int | None, window: int, rows: int) -> int:
     return max(1, PASS_TOKENS // (window * rows))
 
 
-def _run(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
+def run_pass(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
     """One pass through the decoder stack: ``[n_raw, hidden]`` (no rows if nobody reads them)."""
     body = model.model
     raw = body.embed_tokens(ids)

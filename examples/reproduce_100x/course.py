@@ -1,0 +1,97 @@
+"""The course of the adapter's training: which sequences, at which ratios, when."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scales import NATIVE_CONTEXT, STRIDE, WINDOW
+from sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the course.
+
+    Args:
+        until: Share of the steps at which it ends.
+        reads: Whether the model reads end to end; else layers are matched one by one.
+        ratios: What is drawn from, for all windows of a batch or for each.
+        lengths: Tokens of a text, one of these.
+        needles: Share of rows with needles and questions.
+        copies: Share of rows that repeat a chunk, in texts within the native context.
+    """
+
+    until: float
+    reads: bool
+    ratios: tuple[int, ...]
+    lengths: tuple[int, ...]
+    needles: float
+    copies: float
+
+
+PHASES = (
+    Phase(0.08, False, (1, 2, 4, 8), (512,), 0.3, 0.3),
+    Phase(0.20, False, (1, 2, 4, 8, 16, 32), (512, 896), 0.4, 0.2),
+    Phase(0.42, True, (1, 2, 4, 8), (512, 896), 0.5, 0.15),
+    Phase(0.62, True, (2, 4, 8, 16, 32), (512, 896, 1280), 0.5, 0.1),
+    Phase(1.00, True, (2, 4, 8, 8, 16, 32, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.1),
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one length, read with the same ratios.
+
+    Args:
+        ids: Token ids, int64 ``[rows, seqlen]``.
+        weights: Loss weights as `Sequences` gives them, float32 ``[rows, seqlen]``.
+        ratios: One per full window.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    ratios: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.ids.to(device), self.weights.to(device), self.ratios)
+
+
+def phase_at(progress: float) -> Phase:
+    """The phase at a share of the steps."""
+    return next((phase for phase in PHASES if progress < phase.until), PHASES[-1])
+
+
+def draw_ratios(rng: np.random.Generator, choice: tuple[int, ...], windows: int) -> list[int]:
+    """One ratio per window: the same for all, or a new draw for each, or mostly a low one.
+
+    Low ones fill the memory with up to 1,024 entries, as texts far longer than these leave at high ratios, so that
+    a beacon of a high ratio is not lost among them.
+    """
+    mode = rng.random()
+    if mode < 0.4:
+        ratios = np.full(windows, rng.choice(choice))
+    elif mode < 0.7:
+        ratios = rng.choice(choice, windows)
+    else:
+        low = np.full(windows, rng.choice([ratio for ratio in choice if ratio <= 4] or choice))
+        ratios = np.where(rng.random(windows) < 0.6, low, rng.choice(choice, windows))
+    return [int(ratio) for ratio in ratios]
+
+
+def draw_batch(sequences: Sequences, tokens: int, phase: Phase, only_ratio: int | None = None) -> Batch:
+    """Draw rows of one length, ``tokens`` in all, and ratios of the phase or the only one."""
+    rng = sequences.rng
+    seqlen = int(rng.choice(phase.lengths))
+    rows = []
+    for kind in rng.random(max(1, tokens // seqlen)):
+        if kind < phase.needles:
+            rows.append(sequences.needles(seqlen, apart=WINDOW))
+        elif kind < phase.needles + phase.copies and seqlen <= NATIVE_CONTEXT:
+            rows.append(sequences.far_copy(seqlen, WINDOW))
+        else:
+            rows.append((sequences.code(seqlen), np.ones(seqlen, np.float32)))
+    ids, weights = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+    ratios = draw_ratios(rng, phase.ratios if only_ratio is None else (only_ratio,), seqlen // STRIDE)
+    return Batch(ids, weights, ratios)

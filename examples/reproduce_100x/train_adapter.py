@@ -1,0 +1,173 @@
+"""Train the beacon adapter on texts of at most 16 windows, resumable at any point."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+import beacon
+from beacon.weights import beacon_parameters
+from corpus import load_corpus
+from course import Batch, draw_batch, phase_at
+from evaluate_adapter import evaluate_adapter
+from matching import Stock, matching_errors, read_whole
+from muon import Muon
+from progress import Run
+from scales import CONFIG, WINDOW, Scale
+from sequences import ANSWER_WEIGHT, COPY_WEIGHT, Sequences
+
+MUON_RATE, ADAM_RATE = 0.02, 3e-3
+SOFTENING = 0.1  # of the copied query projections
+ANSWERS_MATCHED = 10.0  # weight of the tokens that foresee an answer, in the lesson
+WEIGHTS = {"divergence": 3.0, "copies": 0.5}  # of the parts of the loss; all others have 1
+EVALUATIONS = 4  # over the training, beside the last one
+SAVE_MINUTES = 3.0
+
+
+@torch.no_grad()
+def soften(model: torch.nn.Module) -> None:
+    """Let fresh beacons look at everything before they learn where to look.
+
+    They inherit heads that look at the token before with a saturated softmax, which passes no gradient on: so they
+    learned nothing of what stands more than three tokens before them.
+    """
+    for name, parameter in beacon_parameters(model).items():
+        if "beacon_q_proj" in name:
+            parameter.mul_(SOFTENING)
+
+
+def lesson(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Tensor]:
+    """Errors of all layers' attention beside the stock model's (`matching_errors`), by layer."""
+    stock.read(batch.ids)
+    weights = torch.ones_like(batch.weights)
+    weights[:, :-1][batch.weights[:, 1:] == ANSWER_WEIGHT] = ANSWERS_MATCHED
+    weights[:, :WINDOW] = 0.0
+    errors = matching_errors(model, stock, batch.ids, batch.ratios, weights)
+    return {f"match {number}": error for number, error in enumerate(errors.unbind())}
+
+
+def reading(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Tensor]:
+    """Mean loss of answers and of repeated chunks, and divergence from the stock model at plain text.
+
+    The stock model's own uncertainty, much larger than what a memory can gain, drops out of the divergence's gradient.
+    """
+    targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
+    parts = {}
+    hidden = read_whole(model, batch.ids, batch.ratios)[:, :-1]
+    for kind, weight in (("answers", ANSWER_WEIGHT), ("copies", COPY_WEIGHT)):
+        chosen = weights == weight
+        if chosen.any():
+            parts[kind] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
+    plain = weights == 1.0
+    plain[:, : WINDOW - 1] = False
+    if plain.any():
+        with torch.no_grad():
+            stock_hidden = stock.read(batch.ids)[:, :-1][plain]
+            wanted = model.beacon_head(stock_hidden).float().log_softmax(-1)
+        ours = model.beacon_head(hidden[plain]).float().log_softmax(-1)
+        parts["divergence"] = functional.kl_div(ours, wanted, log_target=True, reduction="sum") / len(ours)
+    return parts
+
+
+def make_optimizers(parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Muon for the projections, AdamW for the embedding."""
+    muon = Muon([p for p in parameters if p.shape[0] > 1], lr=MUON_RATE)
+    adam = torch.optim.AdamW(
+        [p for p in parameters if p.shape[0] == 1], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    return [muon, adam]
+
+
+def train_adapter(
+    work: Path,
+    scale: Scale,
+    *,
+    config: beacon.BeaconConfig = CONFIG,
+    name: str = "adapter",
+    only_ratio: int | None = None,
+    seed: int = 0,
+    cpu: bool = False,
+    rows: int = 16,
+) -> Path:
+    """Train until all steps are done; an adapter that is already there is left as it is.
+
+    Args:
+        work: Folder of build products; holds the base, and the checkpoint to go on from.
+        scale: Sizes.
+        config: How the model is wrapped.
+        name: Of the adapter's folder, its log and its checkpoint.
+        only_ratio: Train at this ratio alone.
+        seed: Of what is drawn.
+        cpu: Stay on the CPU even with a GPU at hand.
+        rows: Texts of each kind evaluated last (a quarter before); 0 evaluates nothing.
+
+    Returns:
+        The folder of the adapter.
+    """
+    tokenizer, corpus, held_out = load_corpus(work)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if scale.bf16 else "no")
+    set_seed(seed)
+    sequences = Sequences(corpus, tokenizer, np.random.default_rng(seed + 1))
+    model = beacon.wrap(AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32), config)
+    model.to(accelerator.device)
+    parameters = list(beacon_parameters(model).values())
+    optimizers = make_optimizers(parameters)
+    stock = Stock(model)
+    run = Run(work, name, scale.adapter_steps)
+    state = run.resume()
+    if state is None:
+        soften(model)
+    else:
+        model.load_state_dict(state["beacons"], strict=False)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        sequences.rng.bit_generator.state = json.loads(state["rng"])
+    if run.over and (work / name).exists():
+        return work / name
+    while not run.over:
+        factor = min(1.0, (run.step + 1) / 30) * min(1.0, max(0.02, 1.4 * (1.0 - run.progress)))
+        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        phase = phase_at(run.progress)
+        batch = draw_batch(sequences, scale.adapter_tokens, phase, only_ratio).to(accelerator.device)
+        with accelerator.autocast():
+            parts = (reading if phase.reads else lesson)(model, stock, batch)
+        loss = torch.stack([WEIGHTS.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        run.step, run.tokens = run.step + 1, run.tokens + batch.ids.numel()
+        _note(run, parts, batch.ratios)
+        if run.step % 20 == 0:
+            run.report_recent()
+        if run.over or run.due(SAVE_MINUTES):
+            run.save(
+                beacons={key: p.detach().clone() for key, p in beacon_parameters(model).items()},
+                optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                rng=json.dumps(sequences.rng.bit_generator.state),
+            )
+            beacon.save_adapter(model, work / name)
+        share = (EVALUATIONS + 1) / scale.adapter_steps
+        if rows and int(run.step * share) > int((run.step - 1) * share):
+            few = rows if run.over else max(rows // 4, 1)
+            run.report(final=run.over, **evaluate_adapter(model, held_out, tokenizer, scale.longest, few))
+    return work / name
+
+
+def _note(run: Run, parts: dict[str, Tensor], ratios: list[int]) -> None:
+    """Keep losses for the log, and those of one ratio in all windows under its name as well."""
+    if "match 0" in parts:
+        parts = {"matching": torch.stack(list(parts.values())).mean(), **parts}
+    for kind, part in parts.items():
+        run.note(**{kind: part.item()})
+        if len(set(ratios)) == 1 and not kind.startswith("match "):
+            run.note(**{f"{kind} at {ratios[0]}": part.item()})
