@@ -12,7 +12,7 @@ from perplexity import long_texts
 from records import Record
 from scales import NATIVE_CONTEXT
 
-LENGTHS = (32, 127, 128, 129, 256, NATIVE_CONTEXT - 64)  # the adaptive policy keeps 64 tokens free for an answer
+LENGTHS = (32, 127, 128, 129, 256, 447)  # at 448 the third window is full, and no room for a fourth is left
 
 
 @torch.no_grad()

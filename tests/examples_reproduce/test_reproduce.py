@@ -65,7 +65,7 @@ def test_one_command_makes_model_and_figures(work: Path) -> None:
     assert {row["depth"] for row in rows["passkey"]} == {(n + 0.5) / 10 for n in range(10)}
     assert {row["kind"] for row in rows["needles"]} == {"number", "topic"}
     perplexity = json.loads((results / "perplexity.json").read_text())
-    assert {"beacon", "YaRN", "sliding window 128", "stock"} <= {row["method"] for row in perplexity["rows"]}
+    assert {"beacon", "YaRN", "sliding window 192", "stock"} <= {row["method"] for row in perplexity["rows"]}
     assert all(np.isfinite(row["loss"]) for row in perplexity["rows"])
     for name in ("perplexity", "passkey", "needles", "cost"):
         assert (results / f"{name}.png").stat().st_size > 5000
