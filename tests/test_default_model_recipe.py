@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import beacon
 from beacon.evaluation import library_texts
 
+pytestmark = pytest.mark.slow  # about to go: examples/reproduce_100x takes its place
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "examples" / "default_model"
 
