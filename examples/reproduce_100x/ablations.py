@@ -20,7 +20,7 @@ from corpus import load_corpus
 from perplexity import SINKS, TARGETS, long_texts
 from recall import find_passkeys
 from records import Record
-from scales import CONFIG, SCALES, WINDOW
+from scales import CONFIG, SCALES, STRIDE, WINDOW
 from train_adapter import train_adapter
 from train_base import train_base
 
@@ -32,7 +32,13 @@ VARIANTS = {
     "segmentation": {"attention": "segmentation"},
     "full-coverage": {"attention": "full-coverage"},
     "q k v": {"projections": ("q", "k", "v")},
-    "interleave": {"placement": "interleave"},
+    "interleave": {
+        "placement": "interleave",
+        "window": STRIDE,  # it reads windows that do not overlap
+        "stride": STRIDE,
+        "attention": "full-coverage",
+        "attend_beacons": True,
+    },
     "one ratio": {},
 }
 CONTEXTS = (512, 2048, 8192, 16384)
@@ -99,8 +105,6 @@ def main() -> None:
     train_base(args.work, scale, seed=args.seed, cpu=args.cpu)
     for variant, changes in VARIANTS.items():
         config = dataclasses.replace(CONFIG, **changes)
-        if config.placement == "interleave":
-            config = dataclasses.replace(config, attention="full-coverage", attend_beacons=True)
         only = FIXED if variant == "one ratio" else None
         name = variant.replace(" ", "-")
         train_adapter(args.work, scale, config=config, name=name, only_ratio=only, seed=args.seed, cpu=args.cpu, rows=0)

@@ -115,3 +115,7 @@ stage.train_{which}(pathlib.Path(sys.argv[1]), scale, cpu=True)
     part = "model" if which == "base" else "beacons"
     for name, value in weights[0][part].items():
         assert torch.equal(value, weights[1][part][name]), name
+
+
+def test_every_variant_of_the_ablations_is_a_configuration() -> None:
+    run("-c", "import ablations as a, dataclasses; [dataclasses.replace(a.CONFIG, **v) for v in a.VARIANTS.values()]")
