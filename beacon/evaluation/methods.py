@@ -114,17 +114,37 @@ class Stock(Method):
 
 @dataclass(frozen=True)
 class Truncated(Method):
-    """The stock model reads the last tokens, as many as its native context holds."""
+    """The stock model reads the last tokens, as many as its native context holds.
 
-    name = "truncated"
+    Args:
+        kept: Read more targets than fit in blocks of the native context, each with this many tokens before its first
+            target; None refuses them.
+    """
 
+    kept: int | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """With what stays in view."""
+        return "truncated" if self.kept is None else f"truncated, {self.kept} kept"
+
+    @torch.no_grad()
     def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
         native = native_context(model)
-        if keep > native:
+        if keep <= native:
+            return Stock().read(model, ids[-native:], keep, progress)
+        if self.kept is None:
             raise ValueError(
-                f"targets must fit the native context where the text is truncated, got {keep} and {native}; take fewer."
+                f"targets must fit the native context where the text is truncated, got {keep} and {native}; take "
+                "fewer, or read them in blocks: Truncated(kept=0)."
             )
-        return Stock().read(model, ids[-native:], keep, progress)
+        if not 0 <= self.kept < native:
+            raise ValueError(f"kept must be in 0 .. {native - 1}, got {self.kept}; keep less than the native context.")
+        step, logits = native - self.kept, []
+        for first in range(len(ids) - keep, len(ids), step):
+            block = ids[max(first - self.kept, 0) : first + step]
+            logits.append(Stock().read(model, block, min(step, len(ids) - first)).logits)
+        return Outcome(torch.cat(logits), native)
 
     def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
         return Stock().continue_text(model, ids[-(native_context(model) - count) :], count)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from beacon.evaluation import Beacon, Method, Outcome, RopeScaled, SlidingWindow, Stock, measure_perplexity
+from beacon.evaluation import Beacon, Method, Outcome, RopeScaled, SlidingWindow, Stock, Truncated, measure_perplexity
 from corpus import Corpus
 from records import Record
 from scales import NATIVE_CONTEXT, STRIDE, WINDOW
@@ -14,31 +14,8 @@ from scales import NATIVE_CONTEXT, STRIDE, WINDOW
 CONTEXTS = (512, 2048, 8192, 16384, 32768, 49152)  # tokens read before the targets
 TARGETS = 2048
 SINKS = 4
-RECENT = 2048  # tokens before the targets that keep a low ratio, where a text is condensed at mixed ratios
+RECENT = 256  # tokens before the targets that keep a low ratio, where a text is condensed at mixed ratios
 QUADRATIC_TEXTS = {512: 8, 2048: 8, 8192: 4, 16384: 2}  # of methods with full attention; 1 beyond
-
-
-class Cut(Method):
-    """The stock model reads blocks of its native context, each from its own beginning: truncation.
-
-    Args:
-        kept: Tokens before every block's targets that are read again.
-    """
-
-    def __init__(self, kept: int) -> None:
-        self.kept = kept
-        self.name = f"truncated, {kept} to {NATIVE_CONTEXT - 1} tokens kept"
-
-    @torch.no_grad()
-    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Any = None) -> Outcome:
-        step, logits = NATIVE_CONTEXT - self.kept, []
-        for first in range(len(ids) - keep, len(ids), step):
-            block = ids[max(first - self.kept, 0) : first + step]
-            logits.append(Stock().read(model, block, min(step, len(ids) - first)).logits)
-        return Outcome(torch.cat(logits), NATIVE_CONTEXT)
-
-    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
-        return Stock().continue_text(model, ids[-(NATIVE_CONTEXT - count) :], count)
 
 
 class Mixed(Method):
@@ -113,9 +90,9 @@ def measure(model: Any, held_out: Corpus, results: Path, texts: int, longest: in
 
 
 def _methods(context: int, texts: int) -> list[tuple[Method, int]]:
-    beacons: list[Method] = [Beacon(), *(Beacon(ratio) for ratio in (8, 32, 128)), Mixed(4), Mixed(8)]
+    beacons: list[Method] = [Beacon(), *(Beacon(ratio) for ratio in (8, 32, 128)), Mixed(2), Mixed(4)]
     same = SlidingWindow(NATIVE_CONTEXT - SINKS, SINKS)
-    others: list[Method] = [SlidingWindow(WINDOW, SINKS), same, Cut(0), Cut(NATIVE_CONTEXT // 2)]
+    others: list[Method] = [SlidingWindow(WINDOW, SINKS), same, Truncated(0), Truncated(NATIVE_CONTEXT // 2)]
     scaled: list[Method] = [Stock(), *(RopeScaled(kind) for kind in ("linear", "dynamic", "yarn"))]
     few = min(texts, QUADRATIC_TEXTS.get(context, 1))
     return [*((method, texts) for method in (*beacons, *others)), *((method, few) for method in scaled)]

@@ -94,9 +94,12 @@ def table_needles(results: Path) -> str:
 
 def table_short(results: Path) -> str:
     """``short.json`` as Markdown."""
-    lines = [_row(["tokens", "loss with adapter", "loss without", "largest difference of a logit"]), _row(["--:"] * 4)]
+    names = ["tokens", "ratios", "loss with adapter", "loss without", "largest difference of a logit"]
+    lines = [_row(names), _row(["--:"] * len(names))]
     for row in load(results / "short.json")["rows"]:
-        lines.append(_row([row["length"], f"{row['ours']:.4f}", f"{row['stock']:.4f}", row["difference"]]))
+        lines.append(
+            _row([row["length"], row["policy"], f"{row['ours']:.4f}", f"{row['stock']:.4f}", row["difference"]])
+        )
     return "\n".join(lines)
 
 

@@ -70,20 +70,24 @@ class Sequences:
             done = at
         return np.concatenate([*parts, code[done:]]), marks
 
-    def needles(self, seqlen: int, kind: str | None = None, apart: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def needles(
+        self, seqlen: int, kind: str | None = None, apart: int = 0, most: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Code with needles of one kind and one to three questions, the last mostly at the end.
 
         Args:
             seqlen: Tokens of the sequence.
             kind: As in `draw_needles`; None draws it.
             apart: Tokens of code between a needle and a question for it, at least.
+            most: Needles, at most; by default one for every 100 tokens and one more, up to 9.
 
         Returns:
             Tokens int64 ``[seqlen]`` and loss weights of each token as a target, float32 ``[seqlen]``.
         """
         rng = self.rng
         kind = str(rng.choice(KINDS, p=KIND_SHARES)) if kind is None else kind
-        count = 1 if kind == "passkey" else int(rng.integers(1, 2 + min(8, seqlen // 100)))
+        most = 1 + min(8, seqlen // 100) if most is None else most
+        count = 1 if kind == "passkey" else int(rng.integers(1, 1 + most))
         lines = [self.encode(needle) for needle in draw_needles(rng, kind, count)]
         asked = [int(n) for n in rng.integers(0, count, rng.integers(1, 4))]  # needles are in the order of the text
         body = seqlen - sum(len(line) for line, _ in lines) - sum(len(lines[n][0]) for n in asked)

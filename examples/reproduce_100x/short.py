@@ -12,7 +12,8 @@ from perplexity import long_texts
 from records import Record
 from scales import NATIVE_CONTEXT
 
-LENGTHS = (32, 127, 128, 129, 256, 447)  # at 448 the third window is full, and no room for a fourth is left
+# The adaptive policy keeps room for one more window and 64 tokens: all of 447 tokens stay, with ratio 0 of any text.
+CASES = {None: (32, 191, 192, 193, 320, 447), 0: (448, 511, 512)}
 
 
 @torch.no_grad()
@@ -20,13 +21,15 @@ def measure(model: Any, held_out: Corpus, results: Path, texts: int) -> Path:
     """Losses of short texts through the wrapped and the stock model, and the largest difference of their logits."""
     drawn = long_texts(held_out, NATIVE_CONTEXT, texts)
     record = Record(results / "short.json", "loss of short texts, with adapter and without", {"texts": len(drawn)})
-    for length in LENGTHS:
+    for ratio, length in ((ratio, length) for ratio, lengths in CASES.items() for length in lengths):
         if record.has(length=length):
             continue
         ids = torch.stack([text[:length] for _, text in drawn]).to(model.device)
-        ours = model(ids).logits
+        ours = model(ids, ratios=ratio).logits
         with beacon.disabled(model):
             stock = model(ids).logits
         losses = [functional.cross_entropy(x[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item() for x in (ours, stock)]
-        record.add(length=length, ours=losses[0], stock=losses[1], difference=(ours - stock).abs().max().item())
+        difference = (ours - stock).abs().max().item()
+        policy = "adaptive" if ratio is None else f"ratio {ratio}"
+        record.add(length=length, policy=policy, ours=losses[0], stock=losses[1], difference=difference)
     return record.file

@@ -14,18 +14,20 @@ from transformers import AutoModelForCausalLM
 import beacon
 from beacon.weights import beacon_parameters
 from corpus import load_corpus
-from course import Batch, draw_batch, phase_at
+from course import RATES, Batch, draw_batch, muon_rate, phase_at
 from evaluate_adapter import evaluate_adapter
-from matching import Stock, matching_errors, read_whole
+from lookups import OTHERS, Lookups, lookup_heads
 from muon import Muon
 from progress import Run
-from scales import CONFIG, WINDOW, Scale
+from scales import CONFIG, NATIVE_CONTEXT, WINDOW, Scale
 from sequences import ANSWER_WEIGHT, COPY_WEIGHT, Sequences
+from strides import EVERY, memory_entries
+from teacher import foresee, read_whole
 
-MUON_RATE, ADAM_RATE = 0.02, 3e-3
+ADAM_RATE = 3e-3
 SOFTENING = 0.1  # of the copied query projections
-ANSWERS_MATCHED = 10.0  # weight of the tokens that foresee an answer, in the lesson
-WEIGHTS = {"divergence": 3.0, "copies": 0.5}  # of the parts of the loss; all others have 1
+# Of the parts of the loss; all others have 1.
+WEIGHTS = {"divergence": 3.0, "copies": 0.5, "other keys": OTHERS, "other values": OTHERS}
 EVALUATIONS = 4  # over the training, beside the last one
 SAVE_MINUTES = 3.0
 
@@ -42,17 +44,14 @@ def soften(model: torch.nn.Module) -> None:
             parameter.mul_(SOFTENING)
 
 
-def lesson(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Tensor]:
-    """Errors of all layers' attention beside the stock model's (`matching_errors`), by layer."""
-    stock.read(batch.ids)
-    weights = torch.ones_like(batch.weights)
-    weights[:, :-1][batch.weights[:, 1:] == ANSWER_WEIGHT] = ANSWERS_MATCHED
-    weights[:, :WINDOW] = 0.0
-    errors = matching_errors(model, stock, batch.ids, batch.ratios, weights)
-    return {f"match {number}": error for number, error in enumerate(errors.unbind())}
+def lesson(lookups: Lookups, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Errors of what beacons hold, in any stride of a text and at any place in memory (`Lookups.errors`)."""
+    offset = int(rng.choice((EVERY // 2, EVERY)))
+    memory = int(rng.integers(len(memory_entries(lookups.model.beacon_config, batch.ids.shape[1])), NATIVE_CONTEXT))
+    return lookups.errors(batch.ids, batch.weights, offset, memory)
 
 
-def reading(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Tensor]:
+def reading(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Mean loss of answers and of repeated chunks, and divergence from the stock model at plain text.
 
     The stock model's own uncertainty, much larger than what a memory can gain, drops out of the divergence's gradient.
@@ -68,8 +67,7 @@ def reading(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Ten
     plain[:, : WINDOW - 1] = False
     if plain.any():
         with torch.no_grad():
-            stock_hidden = stock.read(batch.ids)[:, :-1][plain]
-            wanted = model.beacon_head(stock_hidden).float().log_softmax(-1)
+            wanted = model.beacon_head(foresee(model, batch.ids)[:, :-1][plain]).float().log_softmax(-1)
         ours = model.beacon_head(hidden[plain]).float().log_softmax(-1)
         parts["divergence"] = functional.kl_div(ours, wanted, log_target=True, reduction="sum") / len(ours)
     return parts
@@ -77,7 +75,7 @@ def reading(model: torch.nn.Module, stock: Stock, batch: Batch) -> dict[str, Ten
 
 def make_optimizers(parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
     """Muon for the projections, AdamW for the embedding."""
-    muon = Muon([p for p in parameters if p.shape[0] > 1], lr=MUON_RATE)
+    muon = Muon([p for p in parameters if p.shape[0] > 1])
     adam = torch.optim.AdamW(
         [p for p in parameters if p.shape[0] == 1], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -118,7 +116,7 @@ def train_adapter(
     model.to(accelerator.device)
     parameters = list(beacon_parameters(model).values())
     optimizers = make_optimizers(parameters)
-    stock = Stock(model)
+    lookups = Lookups(model, lookup_heads(model, Sequences(corpus, tokenizer, np.random.default_rng(seed + 2))))
     run = Run(work, name, scale.adapter_steps)
     state = run.resume()
     if state is None:
@@ -131,14 +129,13 @@ def train_adapter(
     if run.over and (work / name).exists():
         return work / name
     while not run.over:
-        factor = min(1.0, (run.step + 1) / 30) * min(1.0, max(0.02, 1.4 * (1.0 - run.progress)))
-        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        phase, muon = phase_at(run.progress), muon_rate(run.progress) * min(1.0, (run.step + 1) / 30)
+        for optimizer, rate in zip(optimizers, (muon, ADAM_RATE * min(1.0, muon / RATES[1])), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-        phase = phase_at(run.progress)
+                group["lr"] = rate
         batch = draw_batch(sequences, scale.adapter_tokens, phase, only_ratio).to(accelerator.device)
         with accelerator.autocast():
-            parts = (reading if phase.reads else lesson)(model, stock, batch)
+            parts = reading(model, batch) if phase.reads else lesson(lookups, batch, sequences.rng)
         loss = torch.stack([WEIGHTS.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -165,9 +162,7 @@ def train_adapter(
 
 def _note(run: Run, parts: dict[str, Tensor], ratios: list[int]) -> None:
     """Keep losses for the log, and those of one ratio in all windows under its name as well."""
-    if "match 0" in parts:
-        parts = {"matching": torch.stack(list(parts.values())).mean(), **parts}
     for kind, part in parts.items():
         run.note(**{kind: part.item()})
-        if len(set(ratios)) == 1 and not kind.startswith("match "):
+        if len(set(ratios)) == 1 and kind in ("answers", "copies", "divergence"):
             run.note(**{f"{kind} at {ratios[0]}": part.item()})

@@ -48,6 +48,21 @@ def test_truncated_reads_the_last_tokens_only(model, ids):
     assert Truncated().read(model, ids, 20).entries == NATIVE
 
 
+def test_more_targets_are_truncated_in_blocks(model, ids):
+    kept, targets = 10, 2 * (NATIVE - 10) + 7
+    losses = negative_log_likelihoods(model, ids, targets, Truncated(kept))
+    # Logits of a block foresee the tokens after it: its inputs begin one token before its first target.
+    first = len(ids) - 1 - targets
+    blocks = [(first - kept, first + NATIVE - kept), (first + NATIVE - 2 * kept, first + 2 * (NATIVE - kept))]
+    blocks.append((first + 2 * (NATIVE - kept) - kept, len(ids) - 1))
+    counts = [NATIVE - kept] * 2 + [7]
+    same = [
+        negative_log_likelihoods(model, ids[start : end + 1], count, Stock())
+        for (start, end), count in zip(blocks, counts, strict=True)
+    ]
+    torch.testing.assert_close(losses, torch.cat(same))
+
+
 def test_results_say_what_was_read(model, ids):
     result = measure_perplexity(model, [ids, ids.flip(0)], 128, 30, Beacon(4))
     losses = [negative_log_likelihoods(model, text[-128:], 30, Beacon(4)) for text in (ids, ids.flip(0))]
@@ -77,4 +92,6 @@ def test_bad_input(model, ids):
         measure_perplexity(model, [ids], 200, 10, Stock())
     with pytest.raises(ValueError, match="fit the native context"):
         negative_log_likelihoods(model, ids, 100, Truncated())
+    with pytest.raises(ValueError, match="kept must be in 0"):
+        negative_log_likelihoods(model, ids, 100, Truncated(NATIVE))
     assert native_context(model) == NATIVE
