@@ -30,12 +30,12 @@ class Phase:
     copies: float
 
 
-LESSON = 0.525  # share of the steps before any reading
+LESSON = 7 / 12  # share of the steps before any reading
 RATES = (0.15, 0.02)  # of Muon: where the lesson and where the reading begin
 PHASES = (
     Phase(LESSON, False, (1,), (512,), 0.55, 0.15),
-    Phase(0.64, True, (2, 2, 4, 4, 8, 8, 32, 128), (512, 896), 0.5, 0.15),
-    Phase(0.76, True, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.1),
+    Phase(0.70, True, (2, 2, 4, 4, 8, 8, 32, 128), (512, 896), 0.5, 0.15),
+    Phase(0.80, True, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.1),
     Phase(1.00, True, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.1),
 )
 

@@ -1,5 +1,6 @@
 """What is found again: passkeys by depth and length, three of ten numbers, topics of sections."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sequences import Sequences
 DEPTHS = tuple((n + 0.5) / 10 for n in range(10))
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 51200)
 NEEDLE_LENGTHS = (2048, 4096, 8192, 16384)
+NEEDLES, ASKED = 10, 3
 LONGEST = {8: 8192, 32: 16384, 128: 51200}  # ratio -> the longest text it is asked about
 SINKS = 4
 
@@ -146,38 +148,59 @@ def measure_needles(
     record = Record(results / "needles.json", "answers to three of ten needles, right as a whole", {"texts": texts})
     for kind in ("number", "topic"):
         for length in (length for length in NEEDLE_LENGTHS if length <= longest):
-            prompts = _haystacks(held_out, tokenizer, kind, length, texts)
+            haystacks = _haystacks(held_out, tokenizer, kind, length, texts)
             for name in ("beacon, ratio 8", "beacon, ratio 32", "beacon, retrieval", "sliding window", "truncated"):
                 if record.has(method=name, kind=kind, length=length):
                     continue
-                right = 0
-                for ids, answer, question in prompts:
-                    method = {
-                        "beacon, ratio 8": Beacon(8),
-                        "beacon, ratio 32": Beacon(32),
-                        "beacon, retrieval": Pointed(question),
-                        "sliding window": SlidingWindow(WINDOW, SINKS),
-                        "truncated": Truncated(),
-                    }[name]
-                    right += found(model, method, ids.to(model.device), answer)
-                record.add(method=name, kind=kind, length=length, found=right, asked=len(prompts))
+                right = sum(_answered(model, name, haystack) for haystack in haystacks)
+                record.add(method=name, kind=kind, length=length, found=right, asked=texts * ASKED)
     return record.file
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A text and what it is asked.
+
+    Args:
+        text: Token ids ``[T]``.
+        questions: Token ids of each question with its answer, and how many of the last ones are the answer.
+    """
+
+    text: torch.Tensor
+    questions: list[tuple[torch.Tensor, int]]
+
+
+@torch.no_grad()
+def _answered(model: Any, name: str, haystack: Haystack) -> int:
+    """Questions of one text that a method answers; beacons at one ratio read it once for all of them."""
+    right, text = 0, haystack.text.to(model.device)
+    cache = model.compress(text[None], ratios=int(name.split()[-1])) if "ratio" in name else None
+    for line, answer in haystack.questions:
+        line = line.to(model.device)
+        if cache is None:
+            rivals = {"sliding window": SlidingWindow(WINDOW, SINKS), "truncated": Truncated()}
+            method = rivals.get(name) or Pointed(len(line) - answer)
+            right += found(model, method, torch.cat([text, line]), answer)
+        else:
+            mask = line.new_ones(1, len(text) + len(line) - 1)
+            logits = model(line[None, :-1], past_key_values=cache.fork(), attention_mask=mask).logits
+            right += bool((logits[0, -answer:].argmax(-1) == line[-answer:]).all())
+    return right
 
 
 def _haystacks(
     held_out: Corpus, tokenizer: PreTrainedTokenizerFast, kind: str, length: int, count: int
-) -> list[tuple[torch.Tensor, int, int]]:
-    """Texts with ten needles, each text with three questions: (ids, tokens of the answer, tokens of the question)."""
+) -> list[Haystack]:
+    """Texts with ten needles, three of which are asked for; about ``length`` tokens with a question and its answer."""
     sequences = Sequences(held_out, tokenizer, np.random.default_rng(length))
-    prompts = []
+    haystacks = []
     for _ in range(count):
-        lines = [sequences.encode(needle) for needle in draw_needles(sequences.rng, kind, 10)]
-        places = (np.arange(10) + sequences.rng.random(10)) / 10 * (1 - 10 / length)
+        lines = [sequences.encode(needle) for needle in draw_needles(sequences.rng, kind, NEEDLES)]
+        places = (np.arange(NEEDLES) + sequences.rng.random(NEEDLES)) / NEEDLES * (1 - 10 / length)
         longest = max(len(line) for line, _ in lines)
         code = sequences.code(length - sum(len(line) for line, _ in lines) - longest)
         hidden = [(place, line, 0) for place, (line, _) in zip(places, lines, strict=True)]
-        for asked in sequences.rng.choice(10, 3, replace=False):
-            line, answer = lines[asked]
-            ids, _ = sequences.insert(code, [*hidden, (1.0, line, 0)])
-            prompts.append((torch.from_numpy(ids), answer, len(line) - answer))
-    return prompts
+        text = torch.from_numpy(sequences.insert(code, hidden)[0])
+        asked = [lines[n] for n in sequences.rng.choice(NEEDLES, ASKED, replace=False)]
+        haystacks.append(Haystack(text, [(torch.tensor(line), answer) for line, answer in asked]))
+    return haystacks

@@ -1,0 +1,110 @@
+"""The adapter's lesson: its beacons are the library's, and what they should hold is what was put into the text."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "reproduce_100x"))
+
+import beacon
+from ablations import VARIANTS
+from beacon.modules import rotate
+from lookups import GAINS, Lookups, answer_ends
+from scales import CONFIG, STRIDE
+from sequences import ANSWER_WEIGHT
+from strides import EVERY, memory_entries, read_strides
+
+LAYERS, HEADS = 3, 2
+
+
+def wrapped(**changes):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=99, max_position_embeddings=512, **sizes)).double()
+    config = dataclasses.replace(CONFIG, window=STRIDE, sink=0, **changes)
+    model = beacon.wrap(base, config).eval()
+    for name, parameter in model.named_parameters():
+        if "beacon_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_beacons_of_the_lesson_are_the_library_s(variant):
+    """In a text's first stride, where the library has no memory yet.
+
+    Interleaved beacons are seen by the raw tokens after them, whose entries the lesson takes from the stock model all
+    the same: there the first layer alone agrees.
+    """
+    model = wrapped(**VARIANTS[variant])
+    ids = torch.randint(99, (2, STRIDE))
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+    with torch.no_grad():
+        cache = model.compress(ids, ratios=EVERY)
+        lesson = list(read_strides(model, ids, ends, memory=0))
+    table = model.beacon_rotary().table(torch.arange(len(ends)), torch.float64)
+    depth = 1 if variant == "interleave" else LAYERS
+    for layer, store in zip(lesson[:depth], cache.stores[:depth], strict=True):
+        for row in range(2):
+            torch.testing.assert_close(layer.values[row], store.memory_v[row], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(rotate(layer.keys[row], table), store.memory_k[row], atol=1e-6, rtol=1e-5)
+
+
+def test_answers_begin_and_end_where_their_weights_do():
+    weights = torch.tensor([[1, 0, 0, 1, 5, 5, 5, 1, 2, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1, 5]], dtype=torch.float32)
+    first, last = answer_ends(weights)
+    assert ANSWER_WEIGHT == 5
+    assert first.nonzero().tolist() == [[0, 1], [0, 4], [0, 9], [1, 0], [1, 9]]
+    assert last.nonzero().tolist() == [[0, 2], [0, 6], [0, 9], [1, 0], [1, 9]]
+
+
+def test_heads_that_hold_what_they_should_have_no_error(monkeypatch):
+    """Entries made by hand, from the rule itself: a needle's tokens from its end on, else the token at a distance."""
+    model = wrapped()
+    ids, weights = torch.randint(99, (1, STRIDE)), torch.ones(1, STRIDE)
+    weights[0, 50:53] = 0.0  # an answer of three tokens
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+    heads = [(0, 1), (1, 0), (2, 1)]  # distances 1, 2, 3; the second keeps a needle's last token
+    entries = list(read_strides(model, ids, ends, memory=0))
+    ideal = []
+    for number, layer in enumerate(entries):
+        keys, values = layer.keys.clone(), layer.values.clone()
+        for head in range(HEADS):
+            place = heads.index((number, head)) if (number, head) in heads else None
+            for n, end in enumerate(ends.tolist()):
+                at, kind = end - 1 - (place or 0), "near" if place is not None else "other"
+                if place is not None and end >= 53:
+                    at, kind = (52 if place == 1 else 50), "needle"
+                keys[0, n, head] = GAINS.get(f"{kind} keys", 1.0) * layer.raw_keys[0, at, head]
+                values[0, n, head] = GAINS.get(f"{kind} values", 1.0) * layer.raw_values[0, at, head]
+        ideal.append(dataclasses.replace(layer, keys=keys, values=values))
+    monkeypatch.setattr("lookups.read_strides", lambda *_: iter(ideal))
+    errors = Lookups(model, heads).errors(ids, weights, EVERY, 0)
+    assert set(errors) == {f"{kind} {name}" for kind in ("near", "needle", "other") for name in ("keys", "values")}
+    assert max(errors.values()) == 0.0
+
+    monkeypatch.setattr("lookups.read_strides", lambda *_: iter(entries))
+    assert min(Lookups(model, heads).errors(ids, weights, EVERY, 0).values()) > 0.1
+
+
+def test_memory_of_the_lesson_is_what_came_before():
+    """A stride's beacons depend on the few tokens of earlier strides that stand in memory, and on no later one."""
+    model = wrapped()
+    ids = torch.randint(99, (1, 3 * STRIDE))
+    memory = len(memory_entries(model.beacon_config, ids.shape[1]))
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+
+    def values(changed: int | None):
+        other = ids.clone()
+        if changed is not None:
+            other[0, changed] = (other[0, changed] + 1) % 99
+        return torch.stack([layer.values for layer in read_strides(model, other, ends, memory)])[-1].detach()
+
+    plain = values(None)
+    assert torch.equal(values(2 * STRIDE)[:2], plain[:2])
+    assert not torch.allclose(values(2 * STRIDE)[2], plain[2])
+    assert not torch.allclose(values(STRIDE + 3)[2], plain[2])
