@@ -20,9 +20,9 @@ from sequences import ANSWER_WEIGHT, Sequences
 from strides import EVERY, read_strides
 
 SHARE = 0.5  # mean attention to the right token that makes a head one to look tokens up with
-DISTANCES = 4  # tokens before a beacon that its heads share out
+DISTANCES = 2  # tokens before a beacon that its heads share out
 GAINS = {"near values": 1.5, "needle keys": 1.25, "needle values": 2.75}  # of what is kept; all others have 1
-OTHERS = 0.3  # weight of the heads that look nothing up
+OTHERS = 0.05  # weight of the heads that look nothing up
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ class Scale:
     base_tokens: int = 4096
     base_steps: int = 2800
     adapter_tokens: int = 4096
-    adapter_steps: int = 1800
+    adapter_steps: int = 1350
     bf16: bool = True
     longest: int = 51200
     cost_up_to: int = 2**20
