@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "repro
 import beacon
 from ablations import VARIANTS
 from beacon.modules import rotate
-from lookups import GAINS, Lookups, answer_ends
+from lookups import DISTANCES, GAINS, Lookups, answer_ends
 from scales import CONFIG, STRIDE
 from sequences import ANSWER_WEIGHT
 from strides import EVERY, memory_entries, read_strides
@@ -68,7 +68,7 @@ def test_heads_that_hold_what_they_should_have_no_error(monkeypatch):
     ids, weights = torch.randint(99, (1, STRIDE)), torch.ones(1, STRIDE)
     weights[0, 50:53] = 0.0  # an answer of three tokens
     ends = torch.arange(EVERY, STRIDE + 1, EVERY)
-    heads = [(0, 1), (1, 0), (2, 1)]  # distances 1, 2, 3; the second keeps a needle's last token
+    heads = [(0, 1), (1, 0), (2, 1)]  # the second keeps a needle's last token
     entries = list(read_strides(model, ids, ends, memory=0))
     ideal = []
     for number, layer in enumerate(entries):
@@ -76,7 +76,7 @@ def test_heads_that_hold_what_they_should_have_no_error(monkeypatch):
         for head in range(HEADS):
             place = heads.index((number, head)) if (number, head) in heads else None
             for n, end in enumerate(ends.tolist()):
-                at, kind = end - 1 - (place or 0), "near" if place is not None else "other"
+                at, kind = end - 1 - (place or 0) % DISTANCES, "near" if place is not None else "other"
                 if place is not None and end >= 53:
                     at, kind = (52 if place == 1 else 50), "needle"
                 keys[0, n, head] = GAINS.get(f"{kind} keys", 1.0) * layer.raw_keys[0, at, head]
