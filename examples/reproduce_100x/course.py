@@ -31,6 +31,7 @@ class Phase:
 
 
 KIND_SHARES = (0.35, 0.35, 0.3)  # of needles, as in `sequences.KINDS`; the base has seen topics least
+BORDERS = 0.3  # of the needles stand across the border of two strides, where few would be by chance
 LESSON = 2 / 3  # share of the steps before any reading
 RATES = (0.15, 0.02)  # of Muon: where the lesson and where the reading begin
 PHASES = (
@@ -100,7 +101,8 @@ def draw_batch(sequences: Sequences, tokens: int, phase: Phase, only_ratio: int 
     for kind in rng.random(max(1, tokens // seqlen)):
         if kind < phase.needles:
             needles = str(rng.choice(KINDS, p=KIND_SHARES))
-            rows.append(sequences.needles(seqlen, needles, apart=WINDOW, most=1 + seqlen // (2 * STRIDE)))
+            most = 1 + seqlen // (2 * STRIDE)
+            rows.append(sequences.needles(seqlen, needles, apart=WINDOW, most=most, borders=BORDERS))
         elif kind < phase.needles + phase.copies and seqlen <= NATIVE_CONTEXT:
             rows.append(sequences.far_copy(seqlen, WINDOW))
         else:

@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from corpus import Corpus
 from prompts import Needle, draw_needles
+from scales import STRIDE
 
 COPY_WEIGHT = 2.0  # of a far copy's tokens, which also marks them
 ANSWER_WEIGHT = 5.0  # of the tokens of an answer that the context determines
@@ -71,7 +72,7 @@ class Sequences:
         return np.concatenate([*parts, code[done:]]), marks
 
     def needles(
-        self, seqlen: int, kind: str | None = None, apart: int = 0, most: int | None = None
+        self, seqlen: int, kind: str | None = None, apart: int = 0, most: int | None = None, borders: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Code with needles of one kind and one to three questions, the last mostly at the end.
 
@@ -80,6 +81,7 @@ class Sequences:
             kind: As in `draw_needles`; None draws it.
             apart: Tokens of code between a needle and a question for it, at least.
             most: Needles, at most; by default one for every 100 tokens and one more, up to 9.
+            borders: Share of needles that are moved to the nearest border of strides, which mostly cuts them in two.
 
         Returns:
             Tokens int64 ``[seqlen]`` and loss weights of each token as a target, float32 ``[seqlen]``.
@@ -96,6 +98,8 @@ class Sequences:
         if rng.random() < 0.5:
             places *= rng.random()  # uniform places alone would favour middling distances
         places.sort()
+        if borders:
+            places = self._at_borders(places, body, [len(line) for line, _ in lines], borders, latest)
         events = [(place, *line, None) for place, line in zip(places, lines, strict=True)]
         for number, n in enumerate(asked):
             earliest = min(places[n] + (apart + 16) / body, 1.0)
@@ -107,6 +111,14 @@ class Sequences:
         for (_, _, answer, question), mark in zip(events, marks, strict=True):
             weights[mark - answer : mark] = 0.0 if question is None else ANSWER_WEIGHT
         return sequence, weights
+
+    def _at_borders(self, places: np.ndarray, body: int, lengths: list[int], share: float, latest: float) -> np.ndarray:
+        """Some of the places of needles, as shares of ``body`` tokens, moved to where strides begin."""
+        before = np.cumsum([0, *lengths[:-1]])  # tokens of the needles before each
+        cut = self.rng.integers(0, np.array(lengths))
+        border = np.round((places * body + before) / STRIDE) * STRIDE
+        moved = np.clip((border - cut - before) / body, 0.0, latest)
+        return np.sort(np.where(self.rng.random(len(places)) < share, moved, places))
 
     def passkey(self, seqlen: int, depth: float, kind: str = "passkey") -> tuple[np.ndarray, int]:
         """Code with one needle at a depth (0 the start, 1 the end) and its question at the end, for evaluation.
