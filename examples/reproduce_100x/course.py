@@ -45,7 +45,7 @@ PHASES = (
 def muon_rate(progress: float) -> float:
     """Learning rate at a share of the steps: falls towards nothing in the lesson, and again in the reading.
 
-    A rate of 0.15 halves the lesson's errors in a third of the steps that 0.02 takes, and more of it helps no further.
+    In the lesson 0.12 to 0.3 are alike and far ahead of 0.02; reading at 0.1 loses what 0.02 gains.
     """
     if progress < LESSON:
         return RATES[0] * max(0.02, 1.0 - progress / LESSON)

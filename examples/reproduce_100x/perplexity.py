@@ -90,7 +90,7 @@ def measure(model: Any, held_out: Corpus, results: Path, texts: int, longest: in
 
 
 def _methods(context: int, texts: int) -> list[tuple[Method, int]]:
-    beacons: list[Method] = [Beacon(), *(Beacon(ratio) for ratio in (8, 32, 128)), Mixed(2), Mixed(4)]
+    beacons: list[Method] = [Beacon(), *(Beacon(ratio) for ratio in (8, 32, 128)), Mixed(4), Mixed(8)]
     same = SlidingWindow(NATIVE_CONTEXT - SINKS, SINKS)
     others: list[Method] = [SlidingWindow(WINDOW, SINKS), same, Truncated(0), Truncated(NATIVE_CONTEXT // 2)]
     scaled: list[Method] = [Stock(), *(RopeScaled(kind) for kind in ("linear", "dynamic", "yarn"))]
