@@ -32,13 +32,13 @@ class Phase:
 
 KIND_SHARES = (0.35, 0.35, 0.3)  # of needles, as in `sequences.KINDS`; the base has seen topics least
 BORDERS = 0.3  # of the needles stand across the border of two strides, where few would be by chance
-LESSON = 2 / 3  # share of the steps before any reading
+LESSON = 0.3  # share of the steps before any reading
 RATES = (0.15, 0.02)  # of Muon: where the lesson and where the reading begin
 PHASES = (
     Phase(LESSON, False, (1,), (512,), 0.55, 0.15),
-    Phase(0.75, True, (2, 2, 4, 4, 8, 8, 32, 128), (512, 896), 0.5, 0.15),
-    Phase(0.82, True, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.1),
-    Phase(1.00, True, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.1),
+    Phase(0.40, True, (2, 2, 4, 4, 8, 8, 32, 128), (512, 896), 0.5, 0.15),
+    Phase(0.55, True, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280, 2048), 0.5, 0.1),
+    Phase(1.00, True, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048, 2048), 0.5, 0.1),
 )
 
 

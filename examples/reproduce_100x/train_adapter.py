@@ -19,7 +19,7 @@ from evaluate_adapter import evaluate_adapter
 from lookups import OTHERS, Lookups, lookup_heads
 from muon import Muon
 from progress import Run
-from scales import CONFIG, NATIVE_CONTEXT, WINDOW, Scale
+from scales import CONFIG, NATIVE_CONTEXT, WINDOW, Scale, mixed_precision
 from sequences import ANSWER_WEIGHT, COPY_WEIGHT, Sequences
 from strides import EVERY, memory_entries
 from teacher import foresee, read_whole
@@ -51,10 +51,11 @@ def lesson(lookups: Lookups, batch: Batch, rng: np.random.Generator) -> dict[str
     return lookups.errors(batch.ids, batch.weights, offset, memory)
 
 
-def reading(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Mean loss of answers and of repeated chunks, and divergence from the stock model at plain text.
+def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Mean loss of answers and of repeated chunks, and divergence from the stock model at every other plain token.
 
-    The stock model's own uncertainty, much larger than what a memory can gain, drops out of the divergence's gradient.
+    The logits of all of them would be a third of a step. The stock model's own uncertainty, much larger than what a
+    memory can gain, drops out of the divergence's gradient.
     """
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     parts = {}
@@ -65,6 +66,7 @@ def reading(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
             parts[kind] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
     plain = weights == 1.0
     plain[:, : WINDOW - 1] = False
+    plain[:, int(rng.integers(2)) :: 2] = False
     if plain.any():
         with torch.no_grad():
             wanted = model.beacon_head(foresee(model, batch.ids)[:, :-1][plain]).float().log_softmax(-1)
@@ -109,7 +111,7 @@ def train_adapter(
         The folder of the adapter.
     """
     tokenizer, corpus, held_out = load_corpus(work)
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if scale.bf16 else "no")
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision(cpu))
     set_seed(seed)
     sequences = Sequences(corpus, tokenizer, np.random.default_rng(seed + 1))
     model = beacon.wrap(AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32), config)
@@ -135,7 +137,7 @@ def train_adapter(
                 group["lr"] = rate
         batch = draw_batch(sequences, scale.adapter_tokens, phase, only_ratio).to(accelerator.device)
         with accelerator.autocast():
-            parts = reading(model, batch) if phase.reads else lesson(lookups, batch, sequences.rng)
+            parts = reading(model, batch, sequences.rng) if phase.reads else lesson(lookups, batch, sequences.rng)
         loss = torch.stack([WEIGHTS.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -146,6 +148,10 @@ def train_adapter(
         _note(run, parts, batch.ratios)
         if run.step % 20 == 0:
             run.report_recent()
+        share = (EVALUATIONS + 1) / scale.adapter_steps
+        if rows and int(run.step * share) > int((run.step - 1) * share):
+            few = rows if run.over else max(rows // 4, 1)
+            run.report(final=run.over, **evaluate_adapter(model, held_out, tokenizer, scale.longest, few))
         if run.over or run.due(SAVE_MINUTES):
             run.save(
                 beacons={key: p.detach().clone() for key, p in beacon_parameters(model).items()},
@@ -153,10 +159,6 @@ def train_adapter(
                 rng=json.dumps(sequences.rng.bit_generator.state),
             )
             beacon.save_adapter(model, work / name)
-        share = (EVALUATIONS + 1) / scale.adapter_steps
-        if rows and int(run.step * share) > int((run.step - 1) * share):
-            few = rows if run.over else max(rows // 4, 1)
-            run.report(final=run.over, **evaluate_adapter(model, held_out, tokenizer, scale.longest, few))
     return work / name
 
 

@@ -16,7 +16,7 @@ from corpus import load_corpus
 from evaluate_base import evaluate_base
 from muon import Muon
 from progress import Run, replace_folder
-from scales import NATIVE_CONTEXT, Scale, make_base
+from scales import NATIVE_CONTEXT, Scale, make_base, mixed_precision
 from sequences import ANSWER_WEIGHT, Sequences
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def train_base(work: Path, scale: Scale, *, seed: int = 0, cpu: bool = False) ->
         The folder of the base, in Hugging Face's format.
     """
     tokenizer, corpus, held_out = load_corpus(work)
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if scale.bf16 else "no")
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision(cpu))
     set_seed(seed)
     sequences = Sequences(corpus, tokenizer, np.random.default_rng(seed))
     model = make_base(scale, len(tokenizer))

@@ -14,7 +14,7 @@ import beacon
 from ablations import VARIANTS
 from beacon.modules import rotate
 from lookups import DISTANCES, GAINS, Lookups, answer_ends
-from scales import CONFIG, STRIDE
+from scales import CONFIG, STRIDE, mixed_precision
 from sequences import ANSWER_WEIGHT
 from strides import EVERY, memory_entries, read_strides
 
@@ -108,3 +108,9 @@ def test_memory_of_the_lesson_is_what_came_before():
     assert torch.equal(values(2 * STRIDE)[:2], plain[:2])
     assert not torch.allclose(values(2 * STRIDE)[2], plain[2])
     assert not torch.allclose(values(STRIDE + 3)[2], plain[2])
+
+
+@pytest.mark.parametrize("has, wanted", [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "no")])
+def test_products_are_in_bfloat16_only_where_the_processor_has_them(has, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert mixed_precision(cpu=True) == wanted
