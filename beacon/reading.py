@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ import torch
 
 from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
+from beacon.config import BeaconConfig
 from beacon.modules import BeaconPass, Rotary
-from beacon.plan import RowState, Span, WindowStep, build_plan, schedule
+from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
+from beacon.segments import ALL, windows_per_pass
 from beacon.text import NewText
 
-PASS_TOKENS = 8192
-ALL = 1 << 30  # windows
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -166,8 +168,14 @@ def read(
         progress: Called with (tokens read, tokens in all) after every pass.
         one_pass: All windows at once, whatever they take: processes that share a model must make as many passes.
 
+    A pass that runs out of memory is read again with half as many windows (the results are those of one pass), unless
+    gradients are recorded.
+
     Returns:
         Final hidden states of the passes in which somebody reads any, and the cache afterwards.
+
+    Raises:
+        torch.OutOfMemoryError: A single window is too much.
     """
     text, config = trip.text, cache.config
     packed = text.pack(text.ids)
@@ -179,11 +187,12 @@ def read(
     states = list(cache.states)
     rows = range(len(states))
     begun = [state.tokens for state in states]
-    segment = ALL if one_pass else _segment(config.segment, config.window, len(states))
+    windows = max(len(steps) for steps in trip.steps)
+    segment = ALL if one_pass else windows_per_pass(model, packed.device, config.segment, config.window, len(states))
     hidden: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
-    done = 0
-    for low in range(0, max(len(steps) for steps in trip.steps), segment):
+    done = low = 0
+    while low < windows:
         steps = [row_steps[low : low + segment] for row_steps in trip.steps]
         ends = [steps[row][-1][1] if steps[row] else states[row] for row in rows]
         plan = build_plan(config, states, [[step for step, _ in row_steps] for row_steps in steps], ends)
@@ -194,18 +203,20 @@ def read(
             ]
         )
         outputs = bool(wanted[at].any())
-        attention = model.model.layers[0].self_attn
-        dtype = model.model.embed_tokens.weight.dtype
-        if torch.is_autocast_enabled(packed.device.type):
-            dtype = torch.get_autocast_dtype(packed.device.type)
-        after.attention_path = choose_path(
-            config.attention_path, plan, device=packed.device, dtype=dtype, head_dim=attention.head_dim
-        )
-        path = after.attention_path
+        path = after.attention_path = _path(model, config, plan, packed.device)
         beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path))
-        out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
+        try:
+            out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
+        except torch.OutOfMemoryError:
+            count = min(segment, windows - low)
+            if count == 1 or one_pass or torch.is_grad_enabled():  # gradients hold what earlier passes took
+                raise
+            segment = count // 2
+            logger.warning("out of memory reading %d windows at once; going on with %d in each pass", count, segment)
+            continue
         after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
         states = ends
+        low += segment
         done += len(at)
         if outputs:
             hidden.append(out)
@@ -216,13 +227,13 @@ def read(
     return HiddenStates(torch.cat(hidden), torch.cat(places)), after
 
 
-def _segment(configured: int | None, window: int, rows: int) -> int:
-    """Windows per pass: all of them while gradients are recorded, else about ``PASS_TOKENS`` tokens."""
-    if configured is not None:
-        return configured
-    if torch.is_grad_enabled():
-        return ALL
-    return max(1, PASS_TOKENS // (window * rows))
+def _path(model: Any, config: BeaconConfig, plan: Plan, device: torch.device) -> str:
+    """The attention path that computes a plan here."""
+    dtype = model.model.embed_tokens.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    head_dim = model.model.layers[0].self_attn.head_dim
+    return choose_path(config.attention_path, plan, device=device, dtype=dtype, head_dim=head_dim)
 
 
 def run_pass(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:

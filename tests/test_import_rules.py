@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("generation", "loss", "stock"),
     ("reading",),
-    ("text", "documents"),
+    ("text", "documents", "segments"),
     ("cache",),
     ("modules",),
     ("identity", "weights"),

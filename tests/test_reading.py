@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2 import modeling_qwen2
 
 import beacon
-from beacon import reading
+from beacon import reading, segments
 from tests.readers import close, configs, fixed, wrapped
 from tests.tiny_models import random_ids
 
@@ -90,11 +90,72 @@ def test_segments_agree_in_float32(placement: str) -> None:
 
 def test_without_gradients_long_texts_are_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default number of windows per pass bounds the activations; progress says how far it is."""
-    monkeypatch.setattr(reading, "PASS_TOKENS", 100)
+    monkeypatch.setattr(segments, "PASS_TOKENS", 100)
     model, ids, seen = wrapped(fixed(16, 8)), random_ids(2, 250), []
     cache = model.compress(ids, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 500) for done in (96, 192, 288, 384, 480, 500)]
     assert [row["text_tokens"] for row in cache.stats()] == [250, 250]
+
+
+class SmallMemory:
+    """`run_pass` on a device that holds some tokens at most."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+        self.tokens, self.passes, self.run = tokens, [], reading.run_pass
+        monkeypatch.setattr(reading, "run_pass", self)
+
+    def __call__(self, model: Any, ids: torch.Tensor, beacon_pass: Any) -> torch.Tensor:
+        self.passes.append(len(ids))
+        out = self.run(model, ids, beacon_pass)
+        if len(ids) > self.tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return out
+
+
+def test_out_of_memory_halves_the_segment_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, ids = wrapped(fixed(16, 4), dtype=torch.float64), random_ids(2, 200)
+    with torch.no_grad():
+        whole = model(ids)
+        memory = SmallMemory(monkeypatch, 100)
+        cache = model.compress(ids[:, :64])
+        halves = model(ids, past_key_values=cache)
+    assert memory.passes == [128, 64, 64, 272, 128, 64, 64, 64, 64, 16]
+    assert "out of memory reading 9 windows at once; going on with 4 in each pass" in caplog.text
+    close(halves.logits, whole.logits[:, 64:], 1e-10)
+    assert halves.past_key_values.stats() == whole.past_key_values.stats()
+
+
+def test_a_window_too_large_for_memory_fails_and_leaves_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = wrapped(fixed(16, 4)), random_ids(1, 100)
+    cache = model.compress(ids[:, :40])
+    before = cache.stats()
+    memory = SmallMemory(monkeypatch, 8)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.compress(ids, past_key_values=cache)
+    assert memory.passes == [60, 24, 8, 16] and cache.stats() == before
+
+
+def test_out_of_memory_with_gradients_is_no_matter_of_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = wrapped(fixed(16, 4)), random_ids(1, 100)
+    memory = SmallMemory(monkeypatch, 50)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(ids, labels=ids)
+    assert memory.passes == [100]
+
+
+@pytest.mark.parametrize("free, windows", [(0, 1), (10 << 20, 19), (1 << 40, 64)])
+def test_a_gpu_reads_as_many_windows_as_its_free_memory_holds(
+    free: int, windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wrapped(fixed(16, 4))
+    assert segments.bytes_per_token(model) == 4 * 3 * (4 * 32 + 4 * 32 + 6 * 16) // 2
+    monkeypatch.setattr(segments, "_free_bytes", lambda device: free)
+    with torch.no_grad():
+        chosen = [segments.windows_per_pass(model, torch.device("cuda"), set_to, 128, 1) for set_to in (None, 3)]
+    assert chosen == [windows, 3]
+    assert segments.windows_per_pass(model, torch.device("cuda"), None, 128, 1) == segments.ALL  # with gradients
 
 
 def test_use_cache_false_returns_none_and_the_same_logits() -> None:

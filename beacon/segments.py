@@ -1,0 +1,51 @@
+"""How many windows one pass reads: what the device's free memory holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+PASS_TOKENS = 8192  # enough for matrix products at full speed; more only takes memory
+SHARE = 0.5  # of a GPU's free memory that a pass may take; the rest is for memory and logits
+ALL = 1 << 30  # windows
+
+
+def windows_per_pass(model: Any, device: torch.device, configured: int | None, window: int, rows: int) -> int:
+    """Windows of every row in one pass: all of them while gradients are recorded, else what memory holds.
+
+    Args:
+        model: The wrapped model.
+        device: Where it computes.
+        configured: What the configuration says, which is taken as it is.
+        window: Raw tokens of a window.
+        rows: Rows of the batch.
+    """
+    if configured is not None:
+        return configured
+    if torch.is_grad_enabled():
+        return ALL
+    tokens = PASS_TOKENS
+    if device.type == "cuda":
+        tokens = min(tokens, int(SHARE * _free_bytes(device)) // bytes_per_token(model))
+    return max(1, tokens // (window * rows))
+
+
+def bytes_per_token(model: Any) -> int:
+    """Bytes of activations that a raw token of a pass without gradients takes at most, its share of beacons included.
+
+    The larger of attention's (hidden states, queries and keys before and after rotation, values, outputs) and the
+    feed-forward network's (hidden states, gate, up, their product), times 1.5 for the beacons of ratio 2.
+    """
+    config, attention = model.config, model.model.layers[0].self_attn
+    queries = config.num_attention_heads * attention.head_dim
+    keys = config.num_key_value_heads * attention.head_dim
+    most = max(4 * config.hidden_size + 4 * queries + 6 * keys, 3 * config.hidden_size + 3 * config.intermediate_size)
+    size: int = model.model.embed_tokens.weight.element_size()
+    return most * size * 3 // 2
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a GPU has left for new tensors: free in the driver, or held by PyTorch and unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
