@@ -15,15 +15,18 @@ class Phase:
 
     Args:
         until: Share of the steps at which it ends.
-        reads: Whether the model reads end to end; else what beacons hold is compared (`lookups.py`).
+        kind: ``lesson`` (what beacons hold is compared, `lookups.py`), ``questions`` (and asked for, `questions.py`) or
+            ``reading`` (the model reads end to end).
+        rate: Of Muon where phases of this kind begin.
         ratios: What is drawn from, for all windows of a batch or for each.
         lengths: Tokens of a text, one of these.
         needles: Share of rows with needles and questions.
-        copies: Share of rows that repeat a chunk, in texts within the native context.
+        copies: Share of rows that repeat a chunk.
     """
 
     until: float
-    reads: bool
+    kind: str
+    rate: float
     ratios: tuple[int, ...]
     lengths: tuple[int, ...]
     needles: float
@@ -32,24 +35,24 @@ class Phase:
 
 KIND_SHARES = (0.35, 0.35, 0.3)  # of needles, as in `sequences.KINDS`; the base has seen topics least
 BORDERS = 0.3  # of the needles stand across the border of two strides, where few would be by chance
-LESSON = 0.3  # share of the steps before any reading
-RATES = (0.15, 0.02)  # of Muon: where the lesson and where the reading begin
 PHASES = (
-    Phase(LESSON, False, (1,), (512,), 0.55, 0.15),
-    Phase(0.40, True, (2, 2, 4, 4, 8, 8, 32, 128), (512, 896), 0.5, 0.15),
-    Phase(0.55, True, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280, 2048), 0.5, 0.1),
-    Phase(1.00, True, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048, 2048), 0.5, 0.1),
+    Phase(0.35, "lesson", 0.15, (1,), (512,), 0.55, 0.15),
+    Phase(0.62, "questions", 0.03, (4, 4, 8, 8, 16, 32, 64, 128, 128), (512,), 1.0, 0.0),
+    Phase(0.76, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.0),
+    Phase(1.00, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.0),
 )
 
 
 def muon_rate(progress: float) -> float:
-    """Learning rate at a share of the steps: falls towards nothing in the lesson, and again in the reading.
+    """Learning rate at a share of the steps: falls towards nothing over all phases of a kind.
 
     In the lesson 0.12 to 0.3 are alike and far ahead of 0.02; reading at 0.1 loses what 0.02 gains.
     """
-    if progress < LESSON:
-        return RATES[0] * max(0.02, 1.0 - progress / LESSON)
-    return RATES[1] * max(0.02, min(1.0, 1.4 * (1.0 - progress) / (1.0 - LESSON)))
+    phase = phase_at(progress)
+    first = min(number for number, other in enumerate(PHASES) if other.kind == phase.kind)
+    begin = PHASES[first - 1].until if first else 0.0
+    end = max(other.until for other in PHASES if other.kind == phase.kind)
+    return phase.rate * max(0.02, 1.0 - (progress - begin) / (end - begin))
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ def draw_ratios(rng: np.random.Generator, choice: tuple[int, ...], windows: int)
     return [int(ratio) for ratio in ratios]
 
 
-def draw_batch(sequences: Sequences, tokens: int, phase: Phase, only_ratio: int | None = None) -> Batch:
-    """Draw rows of one length, ``tokens`` in all, and ratios of the phase or the only one."""
+def draw_batch(sequences: Sequences, tokens: int, phase: Phase) -> Batch:
+    """Draw rows of one length, ``tokens`` in all, and ratios."""
     rng = sequences.rng
     seqlen = int(rng.choice(phase.lengths))
     rows = []
@@ -108,5 +111,5 @@ def draw_batch(sequences: Sequences, tokens: int, phase: Phase, only_ratio: int 
         else:
             rows.append((sequences.code(seqlen), np.ones(seqlen, np.float32)))
     ids, weights = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-    ratios = draw_ratios(rng, phase.ratios if only_ratio is None else (only_ratio,), seqlen // STRIDE)
+    ratios = draw_ratios(rng, phase.ratios, seqlen // STRIDE)
     return Batch(ids, weights, ratios)

@@ -10,6 +10,8 @@ The lesson regresses beacons onto these entries directly: raw keys and values ar
 strides, and nothing else is computed. No gradient passes through raw tokens, and every head has an error of its own.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 import beacon
 from scales import NATIVE_CONTEXT, STRIDE
 from sequences import ANSWER_WEIGHT, Sequences
-from strides import EVERY, read_strides
+from strides import LayerEntries
 
 SHARE = 0.5  # mean attention to the right token that makes a head one to look tokens up with
 DISTANCES = 2  # tokens before a beacon that its heads share out
@@ -84,22 +86,20 @@ class Lookups:
             self.distance[layer, head] = 1 + number % DISTANCES
             self.last[layer, head] = number % 2 == 1
 
-    def errors(self, ids: Tensor, weights: Tensor, offset: int, memory: int) -> dict[str, Tensor]:
+    def errors(self, layers: Iterable[LayerEntries], weights: Tensor, ends: Tensor) -> dict[str, Tensor]:
         """Relative squared errors of keys and values, for lookups by distance, for needles and for all other heads.
 
         Args:
-            ids: Token ids ``[rows, T]``, T at most the native context and a multiple of the stride.
-            weights: Loss weights as `Sequences` gives them ``[rows, T]``.
-            offset: Raw tokens before the first beacon.
-            memory: As in `read_strides`.
+            layers: What `read_strides` gives.
+            weights: Loss weights of the texts as `Sequences` gives them ``[rows, T]``.
+            ends: Raw tokens of a stride before each beacon.
         """
-        ends = torch.arange(offset, STRIDE + 1, EVERY, device=ids.device)
         first, last = (part.unflatten(1, (-1, STRIDE)).flatten(0, 1) for part in answer_ends(weights))
         needle_first, needle_last = _latest_needle(first, last, ends)
         totals: dict[str, Tensor] = {}
-        for number, layer in enumerate(read_strides(self.model, ids, ends, memory)):
+        for number, layer in enumerate(layers):
             looks_up, distance, keeps_last = (
-                part[number].to(ids.device) for part in (self.looks_up, self.distance, self.last)
+                part[number].to(ends.device) for part in (self.looks_up, self.distance, self.last)
             )
             near = (ends[:, None] - distance).expand(len(first), -1, -1)  # [strides, beacons, heads]
             needle = torch.where(keeps_last, needle_last[..., None], needle_first[..., None])

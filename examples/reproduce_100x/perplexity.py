@@ -15,6 +15,7 @@ CONTEXTS = (512, 2048, 8192, 16384, 32768, 49152)  # tokens read before the targ
 TARGETS = 2048
 SINKS = 4
 RECENT = 256  # tokens before the targets that keep a low ratio, where a text is condensed at mixed ratios
+LONGEST = {8: 8192, 32: 32768}  # ratio -> the most tokens read at it: about twice the native context in memory
 QUADRATIC_TEXTS = {512: 8, 2048: 8, 8192: 4, 16384: 2}  # of methods with full attention; 1 beyond
 
 
@@ -90,7 +91,8 @@ def measure(model: Any, held_out: Corpus, results: Path, texts: int, longest: in
 
 
 def _methods(context: int, texts: int) -> list[tuple[Method, int]]:
-    beacons: list[Method] = [Beacon(), *(Beacon(ratio) for ratio in (8, 32, 128)), Mixed(4), Mixed(8)]
+    ratios = [ratio for ratio in (8, 32, 128) if context <= LONGEST.get(ratio, context)]
+    beacons: list[Method] = [Beacon(), *map(Beacon, ratios), Mixed(4), Mixed(8)]
     same = SlidingWindow(NATIVE_CONTEXT - SINKS, SINKS)
     others: list[Method] = [SlidingWindow(WINDOW, SINKS), same, Truncated(0), Truncated(NATIVE_CONTEXT // 2)]
     scaled: list[Method] = [Stock(), *(RopeScaled(kind) for kind in ("linear", "dynamic", "yarn"))]

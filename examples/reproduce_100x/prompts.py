@@ -50,5 +50,19 @@ def draw_needles(rng: np.random.Generator, kind: str, count: int) -> list[Needle
     raise ValueError(f"kind must be passkey, number or topic, got {kind!r}; choose one of them.")
 
 
+def draw_mixture(rng: np.random.Generator, count: int) -> list[Needle]:
+    """Draw needles of all kinds, in any order, that answer different questions.
+
+    Args:
+        rng: Source of randomness.
+        count: How many; mostly one of them is a passkey, of the others a third are topics.
+    """
+    drawn = draw_needles(rng, "passkey", 1) if rng.random() < 0.7 or count == 1 else []
+    topics = int(rng.binomial(count - len(drawn), 1 / 3))
+    drawn += draw_needles(rng, "topic", topics)
+    drawn += draw_needles(rng, "number", count - len(drawn))
+    return [drawn[int(place)] for place in rng.permutation(count)]
+
+
 def _digits(rng: np.random.Generator) -> str:
     return "".join(map(str, rng.integers(0, 10, NUM_DIGITS)))

@@ -112,6 +112,23 @@ class Sequences:
             weights[mark - answer : mark] = 0.0 if question is None else ANSWER_WEIGHT
         return sequence, weights
 
+    def place(
+        self, code: np.ndarray, lines: list[tuple[list[int], int]], borders: float
+    ) -> tuple[np.ndarray, list[int]]:
+        """Put lines anywhere into code.
+
+        Args:
+            code: Tokens.
+            lines: As `encode` gives them, in the order of the text.
+            borders: As in `needles`.
+
+        Returns:
+            The longer sequence, and the index just after every line.
+        """
+        places = np.sort(self.rng.random(len(lines)))
+        places = self._at_borders(places, len(code), [len(line) for line, _ in lines], borders, 1.0)
+        return self.insert(code, [(place, *line) for place, line in zip(places, lines, strict=True)])
+
     def _at_borders(self, places: np.ndarray, body: int, lengths: list[int], share: float, latest: float) -> np.ndarray:
         """Some of the places of needles, as shares of ``body`` tokens, moved to where strides begin."""
         before = np.cumsum([0, *lengths[:-1]])  # tokens of the needles before each

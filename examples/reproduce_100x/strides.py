@@ -113,9 +113,11 @@ def read_strides(model: nn.Module, ids: Tensor, ends: Tensor, memory: int) -> It
         yield LayerEntries(k, v, raw_k, raw_v)
         if index == len(model.model.layers) - 1:
             return
-        q = _rotate(attention.beacon_q_proj(x).unflatten(-1, (heads, width)), own_table)
+        q = rotate_heads(attention.beacon_q_proj(x).unflatten(-1, (heads, width)), own_table)
         memory_k, memory_v = (part[:, kept].repeat_interleave(strides, 0) for part in whole)
-        keys = torch.cat([_rotate(torch.cat([memory_k, raw_k], dim=1), raw_table), _rotate(k, own_table)], dim=1)
+        keys = torch.cat(
+            [rotate_heads(torch.cat([memory_k, raw_k], dim=1), raw_table), rotate_heads(k, own_table)], dim=1
+        )
         values = torch.cat([memory_v, raw_v, v], dim=1)
         out = nn.functional.scaled_dot_product_attention(
             *(part.transpose(1, 2) for part in (q, keys, values)), attn_mask=mask
@@ -146,6 +148,7 @@ def _stock_entries(model: nn.Module, ids: Tensor) -> dict[tuple[int, str], Tenso
     return raw
 
 
-def _rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_heads(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate ``[rows, n, heads, head_dim]`` by a table of n positions."""
     rows, heads = x.shape[0], x.shape[2]
     return rotate(x.transpose(0, 1).flatten(1, 2), table).unflatten(1, (rows, heads)).transpose(0, 1)

@@ -1,6 +1,8 @@
 """Train the beacon adapter on texts of at most 16 windows, resumable at any point."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +16,21 @@ from transformers import AutoModelForCausalLM
 import beacon
 from beacon.weights import beacon_parameters
 from corpus import load_corpus
-from course import RATES, Batch, draw_batch, muon_rate, phase_at
+from course import BORDERS, Batch, Phase, draw_batch, muon_rate, phase_at
 from evaluate_adapter import evaluate_adapter
 from lookups import OTHERS, Lookups, lookup_heads
 from muon import Muon
 from progress import Run
-from scales import CONFIG, NATIVE_CONTEXT, WINDOW, Scale, mixed_precision
-from sequences import ANSWER_WEIGHT, COPY_WEIGHT, Sequences
-from strides import EVERY, memory_entries
+from questions import Questions, answer_loss, draw_memory, draw_questions
+from scales import CONFIG, NATIVE_CONTEXT, STRIDE, WINDOW, Scale, mixed_precision
+from sequences import ANSWER_WEIGHT, Sequences
+from strides import EVERY, LayerEntries, memory_entries, read_strides
 from teacher import foresee, read_whole
 
-ADAM_RATE = 3e-3
+ADAM_RATE, FULL_ADAM = 3e-3, 0.02  # of AdamW, and the rate of Muon from which on it is that
 SOFTENING = 0.1  # of the copied query projections
 # Of the parts of the loss; all others have 1.
-WEIGHTS = {"divergence": 3.0, "copies": 0.5, "other keys": OTHERS, "other values": OTHERS}
+WEIGHTS = {"divergence": 3.0, "other keys": OTHERS, "other values": OTHERS}
 EVALUATIONS = 4  # over the training, beside the last one
 SAVE_MINUTES = 3.0
 
@@ -46,13 +49,29 @@ def soften(model: torch.nn.Module) -> None:
 
 def lesson(lookups: Lookups, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
     """Errors of what beacons hold, in any stride of a text and at any place in memory (`Lookups.errors`)."""
-    offset = int(rng.choice((EVERY // 2, EVERY)))
-    memory = int(rng.integers(len(memory_entries(lookups.model.beacon_config, batch.ids.shape[1])), NATIVE_CONTEXT))
-    return lookups.errors(batch.ids, batch.weights, offset, memory)
+    ends = torch.arange(int(rng.choice((EVERY // 2, EVERY))), STRIDE + 1, EVERY, device=batch.ids.device)
+    return lookups.errors(_strides(lookups.model, batch.ids, ends, rng), batch.weights, ends)
+
+
+def questioned(
+    lookups: Lookups, questions: Questions, ratios: tuple[int, ...], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """The same errors, and mean loss of answers to questions that are read with these beacons as memory."""
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY, device=questions.texts.device)
+    layers = list(_strides(lookups.model, questions.texts, ends, rng))
+    parts = lookups.errors(layers, questions.weights, ends)
+    places = draw_memory(rng, questions.holds, ratios).to(questions.texts.device)
+    parts["answers"] = answer_loss(lookups.model, questions, layers, places, int(rng.integers(STRIDE)))
+    return parts
+
+
+def _strides(model: torch.nn.Module, ids: Tensor, ends: Tensor, rng: np.random.Generator) -> Iterator[LayerEntries]:
+    memory = int(rng.integers(len(memory_entries(model.beacon_config, ids.shape[1])), NATIVE_CONTEXT))
+    return read_strides(model, ids, ends, memory)
 
 
 def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Mean loss of answers and of repeated chunks, and divergence from the stock model at every other plain token.
+    """Mean loss of answers, and divergence from the stock model at every other plain token.
 
     The logits of all of them would be a third of a step. The stock model's own uncertainty, much larger than what a
     memory can gain, drops out of the divergence's gradient.
@@ -60,10 +79,9 @@ def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> d
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     parts = {}
     hidden = read_whole(model, batch.ids, batch.ratios)[:, :-1]
-    for kind, weight in (("answers", ANSWER_WEIGHT), ("copies", COPY_WEIGHT)):
-        chosen = weights == weight
-        if chosen.any():
-            parts[kind] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
+    chosen = weights == ANSWER_WEIGHT
+    if chosen.any():
+        parts["answers"] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
     plain = weights == 1.0
     plain[:, : WINDOW - 1] = False
     plain[:, int(rng.integers(2)) :: 2] = False
@@ -73,6 +91,24 @@ def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> d
         ours = model.beacon_head(hidden[plain]).float().log_softmax(-1)
         parts["divergence"] = functional.kl_div(ours, wanted, log_target=True, reduction="sum") / len(ours)
     return parts
+
+
+def losses(
+    lookups: Lookups, sequences: Sequences, phase: Phase, tokens: int, device: torch.device
+) -> tuple[dict[str, Tensor], list[int], int]:
+    """Draw what a step of a phase is about and compute its losses.
+
+    Returns:
+        The losses by kind, the ratios of the windows if all rows have the same, and the number of raw tokens.
+    """
+    rng = sequences.rng
+    if phase.kind == "questions":
+        seqlen = phase.lengths[0]
+        questions = draw_questions(sequences, max(1, tokens // seqlen), seqlen, BORDERS).to(device)
+        return questioned(lookups, questions, phase.ratios, rng), [], questions.texts.numel()
+    batch = draw_batch(sequences, tokens, phase).to(device)
+    parts = reading(lookups.model, batch, rng) if phase.kind == "reading" else lesson(lookups, batch, rng)
+    return parts, batch.ratios, batch.ids.numel()
 
 
 def make_optimizers(parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -132,20 +168,21 @@ def train_adapter(
         return work / name
     while not run.over:
         phase, muon = phase_at(run.progress), muon_rate(run.progress) * min(1.0, (run.step + 1) / 30)
-        for optimizer, rate in zip(optimizers, (muon, ADAM_RATE * min(1.0, muon / RATES[1])), strict=True):
+        if only_ratio is not None:
+            phase = dataclasses.replace(phase, ratios=(only_ratio,))
+        for optimizer, rate in zip(optimizers, (muon, ADAM_RATE * min(1.0, muon / FULL_ADAM)), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        batch = draw_batch(sequences, scale.adapter_tokens, phase, only_ratio).to(accelerator.device)
         with accelerator.autocast():
-            parts = reading(model, batch, sequences.rng) if phase.reads else lesson(lookups, batch, sequences.rng)
+            parts, ratios, tokens = losses(lookups, sequences, phase, scale.adapter_tokens, accelerator.device)
         loss = torch.stack([WEIGHTS.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        run.step, run.tokens = run.step + 1, run.tokens + batch.ids.numel()
-        _note(run, parts, batch.ratios)
+        run.step, run.tokens = run.step + 1, run.tokens + tokens
+        _note(run, parts, ratios)
         if run.step % 20 == 0:
             run.report_recent()
         share = (EVALUATIONS + 1) / scale.adapter_steps
@@ -166,5 +203,5 @@ def _note(run: Run, parts: dict[str, Tensor], ratios: list[int]) -> None:
     """Keep losses for the log, and those of one ratio in all windows under its name as well."""
     for kind, part in parts.items():
         run.note(**{kind: part.item()})
-        if len(set(ratios)) == 1 and kind in ("answers", "copies", "divergence"):
+        if len(set(ratios)) == 1 and kind in ("answers", "divergence"):
             run.note(**{f"{kind} at {ratios[0]}": part.item()})

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +15,7 @@ import beacon
 from ablations import VARIANTS
 from beacon.modules import rotate
 from lookups import DISTANCES, GAINS, Lookups, answer_ends
+from questions import Questions, answer_loss, draw_memory
 from scales import CONFIG, STRIDE, mixed_precision
 from sequences import ANSWER_WEIGHT
 from strides import EVERY, memory_entries, read_strides
@@ -62,7 +64,7 @@ def test_answers_begin_and_end_where_their_weights_do():
     assert last.nonzero().tolist() == [[0, 2], [0, 6], [0, 9], [1, 0], [1, 9]]
 
 
-def test_heads_that_hold_what_they_should_have_no_error(monkeypatch):
+def test_heads_that_hold_what_they_should_have_no_error():
     """Entries made by hand, from the rule itself: a needle's tokens from its end on, else the token at a distance."""
     model = wrapped()
     ids, weights = torch.randint(99, (1, STRIDE)), torch.ones(1, STRIDE)
@@ -82,13 +84,10 @@ def test_heads_that_hold_what_they_should_have_no_error(monkeypatch):
                 keys[0, n, head] = GAINS.get(f"{kind} keys", 1.0) * layer.raw_keys[0, at, head]
                 values[0, n, head] = GAINS.get(f"{kind} values", 1.0) * layer.raw_values[0, at, head]
         ideal.append(dataclasses.replace(layer, keys=keys, values=values))
-    monkeypatch.setattr("lookups.read_strides", lambda *_: iter(ideal))
-    errors = Lookups(model, heads).errors(ids, weights, EVERY, 0)
+    errors = Lookups(model, heads).errors(ideal, weights, ends)
     assert set(errors) == {f"{kind} {name}" for kind in ("near", "needle", "other") for name in ("keys", "values")}
     assert max(errors.values()) == 0.0
-
-    monkeypatch.setattr("lookups.read_strides", lambda *_: iter(entries))
-    assert min(Lookups(model, heads).errors(ids, weights, EVERY, 0).values()) > 0.1
+    assert min(Lookups(model, heads).errors(entries, weights, ends).values()) > 0.1
 
 
 def test_memory_of_the_lesson_is_what_came_before():
@@ -108,6 +107,44 @@ def test_memory_of_the_lesson_is_what_came_before():
     assert torch.equal(values(2 * STRIDE)[:2], plain[:2])
     assert not torch.allclose(values(2 * STRIDE)[2], plain[2])
     assert not torch.allclose(values(STRIDE + 3)[2], plain[2])
+
+
+@pytest.mark.parametrize("ratio", [4, 32])
+def test_questions_are_read_as_the_library_reads_them(ratio):
+    """Behind the memory of one stride, on which the lesson's beacons are the library's."""
+    model = wrapped()
+    texts, asked = torch.randint(99, (2, STRIDE)), torch.randint(99, (2, 3, 10))
+    answers = torch.zeros(asked.shape, dtype=torch.bool)
+    answers[0, :, -2:] = answers[1, 1:, -3:] = True
+    questions = Questions(texts, torch.ones(2, STRIDE), asked, answers, np.ones((2, 1), bool))
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+    places = draw_memory(np.random.default_rng(0), questions.holds, (ratio,))
+    assert places.shape == (2, STRIDE // ratio)
+    with torch.no_grad():
+        layers = list(read_strides(model, texts, ends, memory=0))
+        ours = answer_loss(model, questions, layers, places, gap=0)
+        cache = model.compress(texts, ratios=ratio)
+        losses = []
+        for number in range(3):
+            logits = model(asked[:, number], past_key_values=cache.fork()).logits[:, :-1].log_softmax(-1)
+            targets = asked[:, number, 1:]
+            losses.append(-logits.gather(-1, targets[..., None])[..., 0][answers[:, number, 1:]])
+    torch.testing.assert_close(ours, torch.cat(losses).mean().to(ours), atol=1e-5, rtol=1e-5)
+
+
+def test_memory_is_a_text_s_own_strides_in_order_among_strides_without_needles():
+    holds = np.array([[True, False, False], [False, True, True], [True, True, True]])
+    beacons, rng = STRIDE // EVERY, np.random.default_rng(0)
+    sizes = set()
+    for _ in range(200):
+        places = draw_memory(rng, holds, (4, 8, 128)).numpy()
+        sizes.add(places.shape[1])
+        for row, entries in enumerate(places // beacons):
+            strides = entries[np.flatnonzero(np.diff(entries, prepend=-1))]
+            own = [stride for stride in strides.tolist() if holds.flat[stride]]
+            assert own == sorted(own) and set(own) == {3 * row + n for n in range(3) if holds[row, n]}
+            assert set(range(3 * row, 3 * row + 3)) <= set(strides.tolist())
+    assert min(sizes) == 3 and max(sizes) > 150
 
 
 @pytest.mark.parametrize("has, wanted", [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "no")])
