@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from beacon.modules import Rotary
 from beacon.plan import Span
 from beacon.reading import HiddenStates, Itinerary, check_checkpointing, plan_call, read
 from beacon.stock import read_stock, stock_serves
-from beacon.text import NewText, check_ids, check_ratios, new_text
+from beacon.text import NewText, check_ids, check_ratios, new_text, pad_documents
 from beacon.weights import CONFIG_FILE, WEIGHTS_FILE, check_finite, collect_weights, is_beacon_weight, write_adapter
 
 
@@ -176,7 +176,7 @@ class BeaconModel(BeaconGeneration):
 
     def compress(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | Sequence[Any],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         ratios: int | list[int] | None = None,
@@ -188,8 +188,10 @@ class BeaconModel(BeaconGeneration):
         """Read (more) text into a cache without computing logits.
 
         Args:
-            input_ids: Token ids ``[batch, seqlen]``, as in :meth:`forward`.
-            attention_mask: As in :meth:`forward`.
+            input_ids: Token ids ``[batch, seqlen]``, as in :meth:`forward`; or a list of documents of any lengths, each
+                a list of ints or a tensor ``[n]``. Their windows share passes, and each gets a row of the cache
+                (``cache.select([row])``).
+            attention_mask: As in :meth:`forward`; a list of documents needs none.
             past_key_values: Cache to go on from; it is updated and returned.
             ratios: As in :meth:`forward`.
             progress: Called with (tokens read, tokens in all) after every pass.
@@ -207,6 +209,10 @@ class BeaconModel(BeaconGeneration):
         """
         if is_disabled(self):
             raise RuntimeError("compress needs beacons, got a model inside beacon.disabled; call it outside the block.")
+        if isinstance(input_ids, (list, tuple)):
+            if attention_mask is not None:
+                raise ValueError("a list of documents is padded here, got an attention_mask too; leave it out.")
+            input_ids, attention_mask = pad_documents(input_ids, self.model.embed_tokens.weight.device)
         input_ids = check_ids(input_ids)
         with torch.no_grad():
             cache = self.beacon_cache(past_key_values, input_ids.shape[0])

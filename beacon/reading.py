@@ -16,7 +16,7 @@ from beacon.config import BeaconConfig
 from beacon.modules import BeaconPass, Rotary
 from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
-from beacon.segments import ALL, windows_per_pass
+from beacon.segments import ALL, share_out, windows_per_pass
 from beacon.text import NewText
 
 logger = logging.getLogger(__name__)
@@ -187,13 +187,15 @@ def read(
     states = list(cache.states)
     rows = range(len(states))
     begun = [state.tokens for state in states]
-    windows = max(len(steps) for steps in trip.steps)
-    segment = ALL if one_pass else windows_per_pass(model, packed.device, config.segment, config.window, len(states))
+    left = [len(steps) for steps in trip.steps]
+    most = windows_per_pass(model, packed.device, config.window) if config.segment is None else ALL
+    most, each = (ALL, ALL) if one_pass else (most, config.segment or ALL)
     hidden: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
-    done = low = 0
-    while low < windows:
-        steps = [row_steps[low : low + segment] for row_steps in trip.steps]
+    done = 0
+    while any(left):
+        taken = share_out([min(count, each) for count in left], most)
+        steps = [row[len(row) - count :][:now] for row, count, now in zip(trip.steps, left, taken, strict=True)]
         ends = [steps[row][-1][1] if steps[row] else states[row] for row in rows]
         plan = build_plan(config, states, [[step for step, _ in row_steps] for row_steps in steps], ends)
         at = torch.cat(
@@ -208,15 +210,14 @@ def read(
         try:
             out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
         except torch.OutOfMemoryError:
-            count = min(segment, windows - low)
-            if count == 1 or one_pass or torch.is_grad_enabled():  # gradients hold what earlier passes took
+            if sum(taken) == 1 or one_pass or torch.is_grad_enabled():  # gradients hold what earlier passes took
                 raise
-            segment = count // 2
-            logger.warning("out of memory reading %d windows at once; going on with %d in each pass", count, segment)
+            most = sum(taken) // 2
+            logger.warning("out of memory reading %d windows at once; going on with %d a pass", sum(taken), most)
             continue
         after.stores = [beacon_pass.kept[layer] for layer in range(len(beacon_pass.kept))]
         states = ends
-        low += segment
+        left = [count - now for count, now in zip(left, taken, strict=True)]
         done += len(at)
         if outputs:
             hidden.append(out)

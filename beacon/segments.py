@@ -1,7 +1,8 @@
-"""How many windows one pass reads: what the device's free memory holds."""
+"""How many windows one pass reads, of which rows: as many as the device's free memory holds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,24 +12,20 @@ SHARE = 0.5  # of a GPU's free memory that a pass may take; the rest is for memo
 ALL = 1 << 30  # windows
 
 
-def windows_per_pass(model: Any, device: torch.device, configured: int | None, window: int, rows: int) -> int:
-    """Windows of every row in one pass: all of them while gradients are recorded, else what memory holds.
+def windows_per_pass(model: Any, device: torch.device, window: int) -> int:
+    """Windows in one pass, over all rows: all of them while gradients are recorded, else what memory holds.
 
     Args:
         model: The wrapped model.
         device: Where it computes.
-        configured: What the configuration says, which is taken as it is.
         window: Raw tokens of a window.
-        rows: Rows of the batch.
     """
-    if configured is not None:
-        return configured
     if torch.is_grad_enabled():
         return ALL
     tokens = PASS_TOKENS
     if device.type == "cuda":
         tokens = min(tokens, int(SHARE * _free_bytes(device)) // bytes_per_token(model))
-    return max(1, tokens // (window * rows))
+    return max(1, tokens // window)
 
 
 def bytes_per_token(model: Any) -> int:
@@ -43,6 +40,23 @@ def bytes_per_token(model: Any) -> int:
     most = max(4 * config.hidden_size + 4 * queries + 6 * keys, 3 * config.hidden_size + 3 * config.intermediate_size)
     size: int = model.model.embed_tokens.weight.element_size()
     return most * size * 3 // 2
+
+
+def share_out(left: Sequence[int], windows: int) -> list[int]:
+    """How many windows of each row the next pass reads.
+
+    Rows share alike; what short ones leave goes to the longer ones, so that passes stay full to the end.
+
+    Args:
+        left: Windows that each row has still to read.
+        windows: Of all rows together, at most.
+    """
+    taken = [0] * len(left)
+    waiting = sorted((row for row, count in enumerate(left) if count), key=lambda row: left[row])
+    for place, row in enumerate(waiting[:windows]):
+        taken[row] = min(left[row], max(windows // (len(waiting) - place), 1))
+        windows -= taken[row]
+    return taken
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -51,6 +51,46 @@ class NewText:
         return self.mask.flatten().nonzero()[:, 0]
 
 
+def pad_documents(documents: Sequence[Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Documents of any lengths as rows, padded on the left as ``generate`` wants it.
+
+    Args:
+        documents: Token ids of each, a list of ints or an integer tensor ``[n]``.
+        device: Where the rows go.
+
+    Returns:
+        Token ids ``[documents, longest]`` and the mask of what is text (CPU), None where nothing is padded.
+
+    Raises:
+        TypeError: A document that holds no token ids.
+        ValueError: No documents, or an empty one.
+    """
+    if not documents:
+        raise ValueError("a list of documents must hold at least one, got an empty list; pass token ids of some text.")
+    rows = []
+    for number, document in enumerate(documents):
+        row = document if isinstance(document, torch.Tensor) else _as_tensor(document)
+        if row is None or row.ndim != 1 or row.is_floating_point() or row.dtype == torch.bool:
+            raise TypeError(
+                f"a document must be a list of token ids or an integer tensor [n], got {_what(document)} as document "
+                f"{number}; pass tokenizer(texts).input_ids."
+            )
+        if not len(row):
+            raise ValueError(f"every document needs at least one token, got none in document {number}; leave it out.")
+        rows.append(row.to(device, torch.int64))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+    return ids, None if bool(mask.all()) else mask.long()
+
+
+def _as_tensor(document: Any) -> torch.Tensor | None:
+    try:
+        return torch.tensor(document) if len(document) else torch.tensor([], dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def check_ids(input_ids: Any) -> torch.Tensor:
     """Return ``input_ids`` if it is a non-empty integer tensor ``[rows, columns]``.
 

@@ -138,8 +138,9 @@ def test_calls(ids: Any, call: dict[str, Any], error: type[Exception], message: 
     model = wrapped(fixed())
     with pytest.raises(error, match=message):
         model(ids, **call)
-    with pytest.raises(error, match=message):
-        model.compress(ids, **call)
+    if not isinstance(ids, list):  # of documents, for compress
+        with pytest.raises(error, match=message):
+            model.compress(ids, **call)
     if "past_key_values" not in call:  # Hugging Face looks at that first
         with pytest.raises(error, match=message):
             model.generate(ids, max_new_tokens=2, pad_token_id=0, **call)

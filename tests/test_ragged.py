@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import beacon
+from beacon import segments
 from tests.readers import close, configs, fixed, pad, wrapped
 from tests.tiny_models import random_ids
 
@@ -132,3 +133,62 @@ def test_rows_draw_ratios_of_their_own() -> None:
     again = model.compress(ids[:, :30])
     mask = torch.ones(2, 64)
     assert [state.ratios for state in model.compress(ids[:, 30:], mask, again).states] == [first, second]
+
+
+@pytest.mark.parametrize("segment", [1, None])
+def test_documents_of_any_lengths_share_passes(segment: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "PASS_TOKENS", 64)
+    config = fixed(16, 4)
+    model = wrapped(config.replace(segment=segment), dtype=torch.float64)
+    documents = [random_ids(1, length, seed=length)[0] for length in (90, 3, 200, 33)]
+    seen: list[int] = []
+    cache = model.compress(
+        [documents[0], documents[1].tolist(), *documents[2:]], progress=lambda done, _: seen.append(done)
+    )
+    assert seen[-1] == 326 and len(seen) == (13 if segment else 6)
+    question = random_ids(4, 7, seed=1)
+    together = model(question, past_key_values=cache.fork(), use_cache=False).logits
+    for row, document in enumerate(documents):
+        alone = model.compress(document[None])
+        own, theirs = cache.select([row]).stats()[0], alone.stats()[0]
+        assert {**own, "attention_path": ""} == {**theirs, "attention_path": ""}
+        close(model(question[row : row + 1], past_key_values=alone).logits[0], together[row], 1e-10)
+
+
+def test_several_questions_share_one_compressed_document() -> None:
+    model = wrapped(fixed(16, 4))
+    cache = model.compress([random_ids(1, 100)[0]])
+    asked = cache.select([0, 0, 0])
+    places = [
+        [k.data_ptr() for store in asked.stores for k in (store.memory_k[row], store.open_v[row])] for row in range(3)
+    ]
+    assert places[0] == places[1] == places[2]
+    questions = random_ids(3, 5, seed=1)
+    answers = model.generate(questions, past_key_values=cache.fork(), max_new_tokens=4, do_sample=False)
+    for row in range(3):
+        alone = model.generate(
+            questions[row : row + 1], past_key_values=cache.fork(), max_new_tokens=4, do_sample=False
+        )
+        assert answers[row].tolist() == alone[0].tolist()
+    assert cache.stats() == model.compress([random_ids(1, 100)[0]]).stats()
+
+
+@pytest.mark.parametrize(
+    "documents, error, words",
+    [
+        ([], ValueError, "got an empty list"),
+        ([[1, 2], []], ValueError, "got none in document 1"),
+        ([[1, 2], "text"], TypeError, "got str 'text' as document 1"),
+        ([[1.5]], TypeError, "as document 0"),
+        ([torch.ones(2, 2, dtype=torch.long)], TypeError, "as document 0"),
+        ([[1, 2], [3, 1000]], ValueError, "token ids must lie in"),
+    ],
+)
+def test_documents_that_are_none(documents: list[Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        wrapped(fixed()).compress(documents)
+
+
+def test_documents_are_padded_here() -> None:
+    with pytest.raises(ValueError, match="got an attention_mask too"):
+        wrapped(fixed()).compress([[1, 2]], attention_mask=torch.ones(1, 2))

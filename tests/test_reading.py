@@ -121,8 +121,8 @@ def test_out_of_memory_halves_the_segment_and_changes_nothing(
         memory = SmallMemory(monkeypatch, 100)
         cache = model.compress(ids[:, :64])
         halves = model(ids, past_key_values=cache)
-    assert memory.passes == [128, 64, 64, 272, 128, 64, 64, 64, 64, 16]
-    assert "out of memory reading 9 windows at once; going on with 4 in each pass" in caplog.text
+    assert memory.passes == [128, 64, 64, 272, 144, 64, 64, 64, 64, 16]
+    assert "out of memory reading 18 windows at once; going on with 9 a pass" in caplog.text
     close(halves.logits, whole.logits[:, 64:], 1e-10)
     assert halves.past_key_values.stats() == whole.past_key_values.stats()
 
@@ -153,9 +153,17 @@ def test_a_gpu_reads_as_many_windows_as_its_free_memory_holds(
     assert segments.bytes_per_token(model) == 4 * 3 * (4 * 32 + 4 * 32 + 6 * 16) // 2
     monkeypatch.setattr(segments, "_free_bytes", lambda device: free)
     with torch.no_grad():
-        chosen = [segments.windows_per_pass(model, torch.device("cuda"), set_to, 128, 1) for set_to in (None, 3)]
-    assert chosen == [windows, 3]
-    assert segments.windows_per_pass(model, torch.device("cuda"), None, 128, 1) == segments.ALL  # with gradients
+        assert segments.windows_per_pass(model, torch.device("cuda"), 128) == windows
+    assert segments.windows_per_pass(model, torch.device("cuda"), 128) == segments.ALL  # with gradients
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 60))
+def test_rows_share_a_pass(left: list[int], windows: int) -> None:
+    taken = segments.share_out(left, windows)
+    assert sum(taken) == min(sum(left), windows)
+    assert all(0 <= now <= count for now, count in zip(taken, left, strict=True))
+    cut = [now for now, count in zip(taken, left, strict=True) if now < count]
+    assert max(cut, default=0) - min(cut, default=0) <= 1  # nobody waits while another gets more
 
 
 def test_use_cache_false_returns_none_and_the_same_logits() -> None:
