@@ -188,8 +188,9 @@ def read(
     rows = range(len(states))
     begun = [state.tokens for state in states]
     left = [len(steps) for steps in trip.steps]
-    most = windows_per_pass(model, packed.device, config.window) if config.segment is None else ALL
-    most, each = (ALL, ALL) if one_pass else (most, config.segment or ALL)
+    most, each = ALL, ALL if one_pass else config.segment or ALL
+    if not one_pass and config.segment is None:
+        most = windows_per_pass(model, packed.device, config.window, len(packed))
     hidden: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     done = 0

@@ -12,20 +12,23 @@ SHARE = 0.5  # of a GPU's free memory that a pass may take; the rest is for memo
 ALL = 1 << 30  # windows
 
 
-def windows_per_pass(model: Any, device: torch.device, window: int) -> int:
+def windows_per_pass(model: Any, device: torch.device, window: int, tokens: int) -> int:
     """Windows in one pass, over all rows: all of them while gradients are recorded, else what memory holds.
+
+    All rows' decoded tokens are one pass, for which the device is not asked.
 
     Args:
         model: The wrapped model.
         device: Where it computes.
-        window: Raw tokens of a window.
+        window: Raw tokens of a full window.
+        tokens: Raw tokens of the call, over all rows.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or tokens <= window:
         return ALL
-    tokens = PASS_TOKENS
+    most = PASS_TOKENS
     if device.type == "cuda":
-        tokens = min(tokens, int(SHARE * _free_bytes(device)) // bytes_per_token(model))
-    return max(1, tokens // window)
+        most = min(most, int(SHARE * _free_bytes(device)) // bytes_per_token(model))
+    return ALL if tokens <= most else max(1, most // window)
 
 
 def bytes_per_token(model: Any) -> int:

@@ -153,8 +153,21 @@ def test_a_gpu_reads_as_many_windows_as_its_free_memory_holds(
     assert segments.bytes_per_token(model) == 4 * 3 * (4 * 32 + 4 * 32 + 6 * 16) // 2
     monkeypatch.setattr(segments, "_free_bytes", lambda device: free)
     with torch.no_grad():
-        assert segments.windows_per_pass(model, torch.device("cuda"), 128) == windows
-    assert segments.windows_per_pass(model, torch.device("cuda"), 128) == segments.ALL  # with gradients
+        assert segments.windows_per_pass(model, torch.device("cuda"), 128, 9000) == windows
+    assert segments.windows_per_pass(model, torch.device("cuda"), 128, 9000) == segments.ALL  # with gradients
+
+
+def test_all_rows_decode_in_one_pass_and_ask_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a pass is: a decoded token is a window of one token in every row."""
+    monkeypatch.setattr(segments, "PASS_TOKENS", 32)
+    model = wrapped(fixed(16, 4))
+    cache = model.compress(random_ids(9, 50))
+    memory = SmallMemory(monkeypatch, 100)
+    model.generate(random_ids(9, 1), past_key_values=cache, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    assert memory.passes == [9] * 20
+    monkeypatch.setattr(segments, "_free_bytes", lambda device: pytest.fail("the device was asked"))
+    with torch.no_grad():
+        assert segments.windows_per_pass(model, torch.device("cuda"), 16, 9) == segments.ALL
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 60))

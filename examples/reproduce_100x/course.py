@@ -1,6 +1,7 @@
 """The course of the adapter's training: which sequences, at which ratios, when."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Phase:
     """
 
     until: float
-    kind: str
+    kind: Literal["lesson", "questions", "reading"]
     rate: float
     ratios: tuple[int, ...]
     lengths: tuple[int, ...]
