@@ -16,8 +16,8 @@ class Phase:
 
     Args:
         until: Share of the steps at which it ends.
-        kind: ``lesson`` (what beacons hold is compared, `lookups.py`), ``questions`` (and asked for, `questions.py`) or
-            ``reading`` (the model reads end to end).
+        kind: ``lesson`` (what beacons hold is compared, `lookups.py`), ``questions`` (and asked for, `questions.py`,
+            beside plain text that is read) or ``reading`` (the model reads end to end).
         rate: Of Muon where phases of this kind begin.
         ratios: What is drawn from, for all windows of a batch or for each.
         lengths: Tokens of a text, one of these.
@@ -37,9 +37,9 @@ class Phase:
 KIND_SHARES = (0.35, 0.35, 0.3)  # of needles, as in `sequences.KINDS`; the base has seen topics least
 BORDERS = 0.3  # of the needles stand across the border of two strides, where few would be by chance
 PHASES = (
-    Phase(0.35, "lesson", 0.15, (1,), (512,), 0.55, 0.15),
-    Phase(0.62, "questions", 0.03, (4, 4, 8, 8, 16, 32, 64, 128, 128), (512,), 1.0, 0.0),
-    Phase(0.76, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.0),
+    Phase(0.3485, "lesson", 0.15, (1,), (512,), 0.55, 0.15),
+    Phase(0.65, "questions", 0.03, (4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280), 0.0, 0.0),
+    Phase(0.75, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.0),
     Phase(1.00, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.0),
 )
 

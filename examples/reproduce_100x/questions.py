@@ -20,7 +20,6 @@ from strides import EVERY, LayerEntries, rotate_heads
 
 COUNT, LENGTH = 4, 40  # questions of a text, tokens of each with the code before it
 NEEDLES = 3  # of a text, at most
-RATIOS = (4, 4, 8, 8, 16, 32, 64, 128, 128)
 MOST = 1000  # entries of memory
 
 

@@ -29,8 +29,14 @@ from teacher import foresee, read_whole
 
 ADAM_RATE, FULL_ADAM = 3e-3, 0.02  # of AdamW, and the rate of Muon from which on it is that
 SOFTENING = 0.1  # of the copied query projections
-# Of the parts of the loss; all others have 1.
-WEIGHTS = {"divergence": 3.0, "other keys": OTHERS, "other values": OTHERS}
+HOLD = 4.0  # weight of what heads keep of plain text while questions, which would spoil it, are asked
+# Of the parts of the loss, by the kind of the phase; all others have 1.
+WEIGHTS = {
+    "lesson": {"other keys": OTHERS, "other values": OTHERS},
+    "questions": {"near keys": HOLD, "near values": HOLD, "other keys": HOLD * OTHERS, "other values": HOLD * OTHERS},
+    "reading": {},
+}
+DIVERGENCE = 3.0  # weight of the divergence from the stock model
 EVALUATIONS = 4  # over the training, beside the last one
 SAVE_MINUTES = 3.0
 
@@ -103,9 +109,10 @@ def losses(
     """
     rng = sequences.rng
     if phase.kind == "questions":
-        seqlen = phase.lengths[0]
-        questions = draw_questions(sequences, max(1, tokens // seqlen), seqlen, BORDERS).to(device)
-        return questioned(lookups, questions, phase.ratios, rng), [], questions.texts.numel()
+        questions = draw_questions(sequences, max(1, tokens // NATIVE_CONTEXT), NATIVE_CONTEXT, BORDERS).to(device)
+        plain = draw_batch(sequences, tokens // 2, phase).to(device)
+        parts = questioned(lookups, questions, phase.ratios, rng) | reading(lookups.model, plain, rng)
+        return parts, [], questions.texts.numel() + plain.ids.numel()
     batch = draw_batch(sequences, tokens, phase).to(device)
     parts = reading(lookups.model, batch, rng) if phase.kind == "reading" else lesson(lookups, batch, rng)
     return parts, batch.ratios, batch.ids.numel()
@@ -175,7 +182,8 @@ def train_adapter(
                 group["lr"] = rate
         with accelerator.autocast():
             parts, ratios, tokens = losses(lookups, sequences, phase, scale.adapter_tokens, accelerator.device)
-        loss = torch.stack([WEIGHTS.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
+        weights = WEIGHTS[phase.kind] | {"divergence": DIVERGENCE}
+        loss = torch.stack([weights.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
