@@ -27,6 +27,7 @@ from train_base import train_base
 logger = logging.getLogger("ablations")
 COMMAND = "python examples/reproduce_100x/ablations.py"
 FIXED = 8  # the one ratio of the variant that trains at one
+SPACINGS = (4, 4, 8, 8, 16, 32, 64, 128, 128)  # before the reading; what a beacon sees depends on it in some variants
 VARIANTS = {
     "step-expansion": {},
     "segmentation": {"attention": "segmentation"},
@@ -99,9 +100,9 @@ def main() -> None:
     train_base(args.work, scale, seed=args.seed, cpu=args.cpu)
     for variant, changes in VARIANTS.items():
         config = dataclasses.replace(CONFIG, window=STRIDE, **changes)
-        only = FIXED if variant == "one ratio" else None
-        name = variant.replace(" ", "-")
-        train_adapter(args.work, scale, config=config, name=name, only_ratio=only, seed=args.seed, cpu=args.cpu, rows=0)
+        only, spacings = (FIXED, (FIXED,)) if variant == "one ratio" else (None, SPACINGS)
+        options = {"only_ratio": only, "spacings": spacings, "seed": args.seed, "cpu": args.cpu, "rows": 0}
+        train_adapter(args.work, scale, config=config, name=variant.replace(" ", "-"), **options)
     logger.info("%s", measure(args.work, args.results, args.texts, args.keys))
 
 

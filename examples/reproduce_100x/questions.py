@@ -76,19 +76,20 @@ def draw_questions(sequences: Sequences, rows: int, seqlen: int, borders: float)
     return Questions(*(torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True)), holds)
 
 
-def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, ...]) -> Tensor:
+def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, ...], every: int = EVERY) -> Tensor:
     """Choose the memory of every text: all of its own strides in order, others without needles among them.
 
     Args:
         rng: Source of randomness.
         holds: As in `Questions`.
-        ratios: What a stride's ratio is drawn from, multiples of `EVERY`; for all alike in half of the cases.
+        ratios: What a stride's ratio is drawn from, multiples of ``every``; for all alike in half of the cases.
+        every: Raw tokens from one beacon of a stride to the next.
 
     Returns:
         Places of the entries among the beacons of all strides, int64 ``[rows, entries]``.
     """
     rows, strides = holds.shape
-    beacons = STRIDE // EVERY
+    beacons = STRIDE // every
     alike = int(rng.choice(ratios)) if rng.random() < 0.5 else None
     free = np.argwhere(~holds)
     strange = int(rng.integers(3 * len(free) + 1)) if len(free) and rng.random() < 0.7 else 0
@@ -103,7 +104,7 @@ def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, 
             continue
         entries += STRIDE // ratio
         first = np.arange(rows) * strides + next(own) if stride is None else np.full(rows, stride)
-        places.append(first[:, None] * beacons + np.arange(ratio // EVERY - 1, beacons, ratio // EVERY))
+        places.append(first[:, None] * beacons + np.arange(ratio // every - 1, beacons, ratio // every))
     return torch.from_numpy(np.concatenate(places, axis=1))
 
 
@@ -113,7 +114,7 @@ def answer_loss(model: nn.Module, questions: Questions, layers: list[LayerEntrie
     Args:
         model: A wrapped Llama.
         questions: What is asked.
-        layers: Entries of the texts' strides, a beacon every `EVERY` tokens.
+        layers: Entries of the texts' strides.
         places: Which of the beacons are in memory, as `draw_memory` chooses them.
         gap: Positions between the memory and what is asked.
     """

@@ -15,7 +15,7 @@ import beacon
 from beacon.modules import rotate
 from scales import STRIDE
 
-EVERY = 4  # raw tokens from one beacon to the next
+EVERY = 4  # raw tokens from one beacon to the next, by default
 SPARSE = 8  # raw tokens of earlier strides from one that stands in memory to the next
 
 
@@ -37,7 +37,7 @@ class View:
 
 
 def view_of(config: beacon.BeaconConfig, ends: Tensor) -> View:
-    """The view in windows that do not overlap, with a beacon every `EVERY` tokens.
+    """The view in windows that do not overlap.
 
     Args:
         config: How the model is wrapped.
@@ -51,7 +51,8 @@ def view_of(config: beacon.BeaconConfig, ends: Tensor) -> View:
         before = torch.arange(len(ends), device=ends.device)
         return View(raws + (raws[:, None] >= ends).sum(1), ends + before, seen, own)
     if config.attention == "segmentation":
-        return View(raws, torch.full_like(ends, EVERY), seen & (raws >= ends[:, None] - EVERY), own)
+        begins = nn.functional.pad(ends[:-1], (1, 0))
+        return View(raws, ends - begins, seen & (raws >= begins[:, None]), own)
     if config.attention == "full-coverage":
         return View(raws, torch.full_like(ends, STRIDE), torch.ones_like(seen), own)
     return View(raws, ends, seen, own)
@@ -85,7 +86,7 @@ def read_strides(model: nn.Module, ids: Tensor, ends: Tensor, memory: int) -> It
     Args:
         model: A wrapped Llama.
         ids: Token ids ``[rows, T]``, T at most the native context and a multiple of the stride.
-        ends: Raw tokens of the stride before each beacon, `EVERY` apart.
+        ends: Raw tokens of the stride before each beacon, rising.
         memory: Where a stride begins, in entries of memory; at least as many as `memory_entries` gives.
 
     Yields:

@@ -53,20 +53,19 @@ def soften(model: torch.nn.Module) -> None:
             parameter.mul_(SOFTENING)
 
 
-def lesson(lookups: Lookups, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+def lesson(lookups: Lookups, batch: Batch, ends: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
     """Errors of what beacons hold, in any stride of a text and at any place in memory (`Lookups.errors`)."""
-    ends = torch.arange(int(rng.choice((EVERY // 2, EVERY))), STRIDE + 1, EVERY, device=batch.ids.device)
     return lookups.errors(_strides(lookups.model, batch.ids, ends, rng), batch.weights, ends)
 
 
 def questioned(
-    lookups: Lookups, questions: Questions, ratios: tuple[int, ...], rng: np.random.Generator
+    lookups: Lookups, questions: Questions, ratios: tuple[int, ...], every: int, rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """The same errors, and mean loss of answers to questions that are read with these beacons as memory."""
-    ends = torch.arange(EVERY, STRIDE + 1, EVERY, device=questions.texts.device)
+    ends = torch.arange(every, STRIDE + 1, every, device=questions.texts.device)
     layers = list(_strides(lookups.model, questions.texts, ends, rng))
     parts = lookups.errors(layers, questions.weights, ends)
-    places = draw_memory(rng, questions.holds, ratios).to(questions.texts.device)
+    places = draw_memory(rng, questions.holds, ratios, every).to(questions.texts.device)
     parts["answers"] = answer_loss(lookups.model, questions, layers, places, int(rng.integers(STRIDE)))
     return parts
 
@@ -100,7 +99,12 @@ def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> d
 
 
 def losses(
-    lookups: Lookups, sequences: Sequences, phase: Phase, tokens: int, device: torch.device
+    lookups: Lookups,
+    sequences: Sequences,
+    phase: Phase,
+    tokens: int,
+    device: torch.device,
+    spacings: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, Tensor], list[int], int]:
     """Draw what a step of a phase is about and compute its losses.
 
@@ -108,14 +112,18 @@ def losses(
         The losses by kind, the ratios of the windows if all rows have the same, and the number of raw tokens.
     """
     rng = sequences.rng
+    every = EVERY if spacings is None else int(rng.choice(spacings))
     if phase.kind == "questions":
         questions = draw_questions(sequences, max(1, tokens // NATIVE_CONTEXT), NATIVE_CONTEXT, BORDERS).to(device)
         plain = draw_batch(sequences, tokens // 2, phase).to(device)
-        parts = questioned(lookups, questions, phase.ratios, rng) | reading(lookups.model, plain, rng)
-        return parts, [], questions.texts.numel() + plain.ids.numel()
+        parts = questioned(lookups, questions, phase.ratios if spacings is None else (every,), every, rng)
+        return parts | reading(lookups.model, plain, rng), [], questions.texts.numel() + plain.ids.numel()
     batch = draw_batch(sequences, tokens, phase).to(device)
-    parts = reading(lookups.model, batch, rng) if phase.kind == "reading" else lesson(lookups, batch, rng)
-    return parts, batch.ratios, batch.ids.numel()
+    if phase.kind == "reading":
+        return reading(lookups.model, batch, rng), batch.ratios, batch.ids.numel()
+    first = int(rng.choice((every // 2, every))) if spacings is None else every
+    ends = torch.arange(first, STRIDE + 1, every, device=device)
+    return lesson(lookups, batch, ends, rng), batch.ratios, batch.ids.numel()
 
 
 def make_optimizers(parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -134,6 +142,7 @@ def train_adapter(
     config: beacon.BeaconConfig = CONFIG,
     name: str = "adapter",
     only_ratio: int | None = None,
+    spacings: tuple[int, ...] | None = None,
     seed: int = 0,
     cpu: bool = False,
     rows: int = 16,
@@ -146,6 +155,9 @@ def train_adapter(
         config: How the model is wrapped.
         name: Of the adapter's folder, its log and its checkpoint.
         only_ratio: Train at this ratio alone.
+        spacings: Before the reading, raw tokens from one beacon to the next, drawn from these for each step, as beacons
+            stand at these ratios. By default always `EVERY`: of those the beacons of all larger ratios are some, but
+            only where a beacon sees all tokens of its stride before it.
         seed: Of what is drawn.
         cpu: Stay on the CPU even with a GPU at hand.
         rows: Texts of each kind evaluated last (a quarter before); 0 evaluates nothing.
@@ -181,7 +193,9 @@ def train_adapter(
             for group in optimizer.param_groups:
                 group["lr"] = rate
         with accelerator.autocast():
-            parts, ratios, tokens = losses(lookups, sequences, phase, scale.adapter_tokens, accelerator.device)
+            parts, ratios, tokens = losses(
+                lookups, sequences, phase, scale.adapter_tokens, accelerator.device, spacings
+            )
         weights = WEIGHTS[phase.kind] | {"divergence": DIVERGENCE}
         loss = torch.stack([weights.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
