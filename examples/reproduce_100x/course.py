@@ -17,12 +17,13 @@ class Phase:
     Args:
         until: Share of the steps at which it ends.
         kind: ``lesson`` (what beacons hold is compared, `lookups.py`), ``questions`` (and asked for, `questions.py`,
-            beside plain text that is read) or ``reading`` (the model reads end to end).
+            beside a little plain text that is read end to end) or ``reading`` (all of it, needles in longer texts too).
         rate: Of Muon where phases of this kind begin.
         ratios: What is drawn from, for all windows of a batch or for each.
         lengths: Tokens of a text, one of these.
         needles: Share of rows with needles and questions.
         copies: Share of rows that repeat a chunk.
+        reads: Tokens of texts that are read beside questions, as a share of those of a step.
     """
 
     until: float
@@ -32,15 +33,16 @@ class Phase:
     lengths: tuple[int, ...]
     needles: float
     copies: float
+    reads: float = 0.0
 
 
 KIND_SHARES = (0.35, 0.35, 0.3)  # of needles, as in `sequences.KINDS`; the base has seen topics least
 BORDERS = 0.3  # of the needles stand across the border of two strides, where few would be by chance
+RATIOS = (4, 4, 8, 8, 16, 32, 64, 128, 128)  # of the memory that questions are read with
 PHASES = (
-    Phase(0.3485, "lesson", 0.15, (1,), (512,), 0.55, 0.15),
-    Phase(0.65, "questions", 0.03, (4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280), 0.0, 0.0),
-    Phase(0.75, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 128), (512, 896, 1280), 0.5, 0.0),
-    Phase(1.00, "reading", 0.015, (2, 2, 4, 4, 8, 8, 16, 32, 64, 128, 128), (512, 896, 1280, 2048), 0.5, 0.0),
+    Phase(0.387, "lesson", 0.15, (1,), (512,), 0.55, 0.15),
+    Phase(0.722, "questions", 0.03, RATIOS, (512, 896, 1280), 0.0, 0.0, reads=0.5),
+    Phase(1.000, "reading", 0.015, (2, 2, *RATIOS), (512, 896, 1280, 2048), 0.5, 0.0, reads=1.0),
 )
 
 

@@ -38,7 +38,7 @@ class Scale:
     base_tokens: int = 4096
     base_steps: int = 2800
     adapter_tokens: int = 4096
-    adapter_steps: int = 2000
+    adapter_steps: int = 1800
     longest: int = 51200
     cost_up_to: int = 2**20
     texts: int = 8

@@ -29,14 +29,11 @@ from teacher import foresee, read_whole
 
 ADAM_RATE, FULL_ADAM = 3e-3, 0.02  # of AdamW, and the rate of Muon from which on it is that
 SOFTENING = 0.1  # of the copied query projections
-HOLD = 4.0  # weight of what heads keep of plain text while questions, which would spoil it, are asked
+HOLD = 4.0  # weight of what heads keep of plain text where questions, which would spoil it, are asked
 # Of the parts of the loss, by the kind of the phase; all others have 1.
-WEIGHTS = {
-    "lesson": {"other keys": OTHERS, "other values": OTHERS},
-    "questions": {"near keys": HOLD, "near values": HOLD, "other keys": HOLD * OTHERS, "other values": HOLD * OTHERS},
-    "reading": {},
-}
-DIVERGENCE = 3.0  # weight of the divergence from the stock model
+LEARNED = {"other keys": OTHERS, "other values": OTHERS}
+HELD = {"near keys": HOLD, "near values": HOLD, "other keys": HOLD * OTHERS, "other values": HOLD * OTHERS}
+WEIGHTS = {"lesson": LEARNED, "questions": HELD | {"divergence": 3.0}, "reading": HELD | {"divergence": 10.0}}
 EVALUATIONS = 4  # over the training, beside the last one
 SAVE_MINUTES = 3.0
 
@@ -86,7 +83,7 @@ def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> d
     hidden = read_whole(model, batch.ids, batch.ratios)[:, :-1]
     chosen = weights == ANSWER_WEIGHT
     if chosen.any():
-        parts["answers"] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
+        parts["answers read"] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
     plain = weights == 1.0
     plain[:, : WINDOW - 1] = False
     plain[:, int(rng.integers(2)) :: 2] = False
@@ -109,21 +106,20 @@ def losses(
     """Draw what a step of a phase is about and compute its losses.
 
     Returns:
-        The losses by kind, the ratios of the windows if all rows have the same, and the number of raw tokens.
+        The losses by kind, the ratios at which the windows of texts were read, and the number of raw tokens.
     """
     rng = sequences.rng
     every = EVERY if spacings is None else int(rng.choice(spacings))
-    if phase.kind == "questions":
-        questions = draw_questions(sequences, max(1, tokens // NATIVE_CONTEXT), NATIVE_CONTEXT, BORDERS).to(device)
-        plain = draw_batch(sequences, tokens // 2, phase).to(device)
-        parts = questioned(lookups, questions, phase.ratios if spacings is None else (every,), every, rng)
-        return parts | reading(lookups.model, plain, rng), [], questions.texts.numel() + plain.ids.numel()
-    batch = draw_batch(sequences, tokens, phase).to(device)
-    if phase.kind == "reading":
-        return reading(lookups.model, batch, rng), batch.ratios, batch.ids.numel()
-    first = int(rng.choice((every // 2, every))) if spacings is None else every
-    ends = torch.arange(first, STRIDE + 1, every, device=device)
-    return lesson(lookups, batch, ends, rng), batch.ratios, batch.ids.numel()
+    if phase.kind == "lesson":
+        batch = draw_batch(sequences, tokens, phase).to(device)
+        first = int(rng.choice((every // 2, every))) if spacings is None else every
+        ends = torch.arange(first, STRIDE + 1, every, device=device)
+        return lesson(lookups, batch, ends, rng), [], batch.ids.numel()
+    questions = draw_questions(sequences, max(1, tokens // NATIVE_CONTEXT), NATIVE_CONTEXT, BORDERS).to(device)
+    batch = draw_batch(sequences, int(tokens * phase.reads), phase).to(device)
+    ratios = (every,) if spacings else tuple(ratio for ratio in phase.ratios if ratio >= EVERY)
+    parts = questioned(lookups, questions, ratios, every, rng) | reading(lookups.model, batch, rng)
+    return parts, batch.ratios, questions.texts.numel() + batch.ids.numel()
 
 
 def make_optimizers(parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -155,9 +151,9 @@ def train_adapter(
         config: How the model is wrapped.
         name: Of the adapter's folder, its log and its checkpoint.
         only_ratio: Train at this ratio alone.
-        spacings: Before the reading, raw tokens from one beacon to the next, drawn from these for each step, as beacons
-            stand at these ratios. By default always `EVERY`: of those the beacons of all larger ratios are some, but
-            only where a beacon sees all tokens of its stride before it.
+        spacings: Of the beacons of single strides, in raw tokens, drawn from these for each step, as beacons stand at
+            these ratios. By default always `EVERY`: of those the beacons of all larger ratios are some, but only where
+            a beacon sees all tokens of its stride before it.
         seed: Of what is drawn.
         cpu: Stay on the CPU even with a GPU at hand.
         rows: Texts of each kind evaluated last (a quarter before); 0 evaluates nothing.
@@ -196,7 +192,7 @@ def train_adapter(
             parts, ratios, tokens = losses(
                 lookups, sequences, phase, scale.adapter_tokens, accelerator.device, spacings
             )
-        weights = WEIGHTS[phase.kind] | {"divergence": DIVERGENCE}
+        weights = WEIGHTS[phase.kind]
         loss = torch.stack([weights.get(kind, 1.0) * part.float() for kind, part in parts.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -225,5 +221,5 @@ def _note(run: Run, parts: dict[str, Tensor], ratios: list[int]) -> None:
     """Keep losses for the log, and those of one ratio in all windows under its name as well."""
     for kind, part in parts.items():
         run.note(**{kind: part.item()})
-        if len(set(ratios)) == 1 and kind in ("answers", "divergence"):
+        if len(set(ratios)) == 1 and kind in ("answers read", "divergence"):
             run.note(**{f"{kind} at {ratios[0]}": part.item()})
