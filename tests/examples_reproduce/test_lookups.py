@@ -35,8 +35,9 @@ def wrapped(**changes):
     return model
 
 
+@pytest.mark.parametrize("every", [EVERY, 32])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_beacons_of_the_lesson_are_the_library_s(variant):
+def test_beacons_of_the_lesson_are_the_library_s(variant, every):
     """In a text's first stride, where the library has no memory yet.
 
     Interleaved beacons are seen by the raw tokens after them, whose entries the lesson takes from the stock model all
@@ -44,9 +45,9 @@ def test_beacons_of_the_lesson_are_the_library_s(variant):
     """
     model = wrapped(**VARIANTS[variant])
     ids = torch.randint(99, (2, STRIDE))
-    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+    ends = torch.arange(every, STRIDE + 1, every)
     with torch.no_grad():
-        cache = model.compress(ids, ratios=EVERY)
+        cache = model.compress(ids, ratios=every)
         lesson = list(read_strides(model, ids, ends, memory=0))
     table = model.beacon_rotary().table(torch.arange(len(ends)), torch.float64)
     depth = 1 if variant == "interleave" else LAYERS
@@ -130,6 +131,12 @@ def test_questions_are_read_as_the_library_reads_them(ratio):
             targets = asked[:, number, 1:]
             losses.append(-logits.gather(-1, targets[..., None])[..., 0][answers[:, number, 1:]])
     torch.testing.assert_close(ours, torch.cat(losses).mean().to(ours), atol=1e-5, rtol=1e-5)
+
+
+def test_memory_of_one_ratio_takes_all_beacons():
+    holds = np.array([[True, False, True]])
+    places = draw_memory(np.random.default_rng(1), holds, (32,), every=32)
+    assert {4 * stride + n for stride in range(3) for n in range(4)} <= set(places[0].tolist())
 
 
 def test_memory_is_a_text_s_own_strides_in_order_among_strides_without_needles():
