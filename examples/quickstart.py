@@ -27,9 +27,9 @@ def main() -> None:
     ids = tokenizer(long_text("48213"), return_tensors="pt").input_ids
     cache = model.compress(ids, ratios=8)
     print(cache.stats()[0])
-    for question in ("\n# the pass key is ", "\n\nclass ArgumentParser("):
+    for question, count in (("\n# the pass key is ", 2), ("\n\nclass ArgumentParser(", 5)):  # a key is two tokens
         new = tokenizer(question, return_tensors="pt").input_ids
-        answer = model.generate(new, past_key_values=cache.fork(), max_new_tokens=5, do_sample=False)
+        answer = model.generate(new, past_key_values=cache.fork(), max_new_tokens=count, do_sample=False)
         print(repr(tokenizer.decode(answer[0])))
 
 

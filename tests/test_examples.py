@@ -26,7 +26,7 @@ def run(*args: object) -> str:
 
 def test_quickstart_reads_once_and_answers_twice() -> None:
     printed = run("examples/quickstart.py").splitlines()
-    assert "'beacons': 412" in printed[0]
+    assert "'beacons': 432" in printed[0]
     assert printed[1] == "'\\n# the pass key is 48213'"
     assert printed[2].startswith("'\\n\\nclass ArgumentParser(")
 

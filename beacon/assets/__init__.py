@@ -17,6 +17,6 @@ def default_model() -> Path:
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
             f"the shipped model is missing from {folder}; reinstall activation-beacon, or train it with the commands "
-            "in examples/default_model/README.md."
+            "in examples/reproduce_100x/README.md."
         )
     return folder

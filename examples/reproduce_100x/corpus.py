@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from beacon.evaluation import read_documents
+from beacon.evaluation import is_held_out, read_documents
 from prompts import WORDS
 from tokenizer import load_or_train
 
@@ -152,7 +152,7 @@ def _read_stdlib(entry: dict) -> list[Package]:
         groups.setdefault(path.split("/")[0] if "/" in path else "stdlib", {})[path] = text
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return [
-        Package(name, version, entry["licence"], name in entry["held-out"], _within(files))
+        Package(name, version, entry["licence"], is_held_out(f"{name}/"), _within(files))
         for name, files in sorted(groups.items())
     ]
 

@@ -79,6 +79,8 @@ def draw_questions(sequences: Sequences, rows: int, seqlen: int, borders: float)
 def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, ...], every: int = EVERY) -> Tensor:
     """Choose the memory of every text: all of its own strides in order, others without needles among them.
 
+    Those fill it with up to `MOST` entries at any ratio, as far longer texts would.
+
     Args:
         rng: Source of randomness.
         holds: As in `Questions`.
@@ -92,7 +94,8 @@ def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, 
     beacons = STRIDE // every
     alike = int(rng.choice(ratios)) if rng.random() < 0.5 else None
     free = np.argwhere(~holds)
-    strange = int(rng.integers(3 * len(free) + 1)) if len(free) and rng.random() < 0.7 else 0
+    size = int(rng.integers(MOST)) if len(free) and rng.random() < 0.7 else 0
+    strange = int(size / np.mean([STRIDE / ratio for ratio in ratios if alike in (None, ratio)]))
     chosen: list[int | None] = [None] * strides  # None: the text's own next stride
     for row, stride in free[rng.integers(len(free), size=strange)] if strange else ():
         chosen.insert(int(rng.integers(len(chosen) + 1)), int(row * strides + stride))
@@ -100,11 +103,15 @@ def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, 
     own, entries = iter(range(strides)), 0
     for stride in chosen:
         ratio = int(rng.choice(ratios)) if alike is None else alike
-        if stride is not None and entries + STRIDE // ratio > MOST - strides * beacons:
+        step = ratio // every
+        if stride is None:
+            first = (np.arange(rows) * strides + next(own)) * beacons + step - 1
+        elif entries + STRIDE // ratio <= MOST - strides * beacons:
+            first = np.full(rows, stride * beacons + rng.integers(step))  # no two alike, though strides are few
+        else:
             continue
         entries += STRIDE // ratio
-        first = np.arange(rows) * strides + next(own) if stride is None else np.full(rows, stride)
-        places.append(first[:, None] * beacons + np.arange(ratio // every - 1, beacons, ratio // every))
+        places.append(first[:, None] + np.arange(0, beacons, step))
     return torch.from_numpy(np.concatenate(places, axis=1))
 
 

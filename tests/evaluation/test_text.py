@@ -9,12 +9,11 @@ from tests.evaluation.tiny import CODE
 @pytest.fixture
 def library(tmp_path, monkeypatch):
     """A standard library of twelve files; returns the names of those held out."""
-    names = [f"package/module_{i}.py" for i in range(400)]
-    held = [name for name in names if is_held_out(name)][:3]
-    trained = [name for name in names if not is_held_out(name)][:9]
-    for i, name in enumerate(sorted(held + trained)):
+    (tmp_path / "package").mkdir()
+    held = ["asyncio/base.py", "email/mime/text.py", "idlelib/run.py"]
+    for i, name in enumerate([*held, *(f"package/module_{n}.py" for n in range(9))]):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {i}\n{CODE[: 1300 + 40 * i]}")
     (tmp_path / "package" / "stub.py").write_text("pass\n")
     (tmp_path / "package" / "table.py").write_text("x = [" + "1, " * 1000 + "]\n")
@@ -30,13 +29,12 @@ def test_documents(library):
     documents = read_documents()
     assert list(documents) == sorted(documents)
     assert len(documents) == 12
-    assert all(name.startswith("package/") for name in documents)
+    assert {name.split("/")[0] for name in documents} == {"package", "asyncio", "email", "idlelib"}
 
 
-def test_about_one_file_in_twenty_is_held_out():
-    share = sum(is_held_out(f"{i}.py") for i in range(2000)) / 2000
-    assert 0.035 < share < 0.065
-    assert is_held_out("argparse.py") and not is_held_out("ast.py")  # the rule the shipped model was trained with
+def test_whole_packages_are_held_out():
+    assert is_held_out("asyncio/base_events.py") and is_held_out("email/mime/text.py")
+    assert not is_held_out("argparse.py") and not is_held_out("json/email.py") and not is_held_out("email.py")
 
 
 def test_held_out_files_come_first(library, tokenizer):
