@@ -7,7 +7,26 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-BEACON, FULL, GUIDE = "#0072B2", "#D55E00", "0.55"  # of Okabe and Ito's palette, which the colour-blind tell apart
+# Colour and marker of a method; colours of Okabe and Ito's palette, which the colour-blind tell apart, and three more.
+LOOKS = {
+    "beacon": ("#0072B2", "s"),
+    "beacon, ratio 8": ("#56B4E9", "^"),
+    "beacon, ratio 32": ("#009E73", "v"),
+    "beacon, ratio 128": ("#0072B2", "o"),
+    "beacon, ratio 128, then 4": ("#000000", "o"),
+    "beacon, ratio 128, then 8": ("#777777", "o"),
+    "beacon, retrieval": ("#000000", "*"),
+    "sliding window": ("#E69F00", "s"),
+    "sliding window 192": ("#E69F00", "s"),
+    "sliding window 508": ("#E69F00", "D"),
+    "truncated": ("#CC79A7", "s"),
+    "truncated, 0 kept": ("#CC79A7", "s"),
+    "truncated, 256 kept": ("#CC79A7", "D"),
+    "position interpolation": ("#AA4499", "x"),
+    "dynamic NTK": ("#8C564B", "x"),
+    "YaRN": ("#661100", "+"),
+}
+OTHER = ("#D55E00", "s")  # what attends to everything
 MISSING = "–"
 
 
@@ -39,11 +58,17 @@ def new_figure(columns: int, width: float = 4.8) -> tuple[Figure, Any]:
 
 def look(method: str) -> dict[str, Any]:
     """Colour, width and marker of a method, the same in every figure."""
-    if method.startswith("beacon"):
-        return {"color": BEACON, "linewidth": 2.6, "marker": "o", "markersize": 6}
     if method == "guide":
-        return {"color": GUIDE, "linewidth": 1.2, "linestyle": "--"}
-    return {"color": FULL, "linewidth": 1.6, "marker": "s", "markersize": 5}
+        return {"color": "0.55", "linewidth": 1.2, "linestyle": "--"}
+    color, marker = LOOKS.get(method, OTHER)
+    ours = method.startswith("beacon")
+    return {
+        "color": color,
+        "marker": marker,
+        "markersize": 6 if ours else 5,
+        "linewidth": 2.4 if ours else 1.4,
+        "linestyle": "-" if ours else (0, (5, 2)),
+    }
 
 
 def dress(axes: Any, across: str, up: str, title: str) -> None:
@@ -61,9 +86,11 @@ def dress(axes: Any, across: str, up: str, title: str) -> None:
 
 
 def legend(figure: Figure, axes: Any) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them, in rows of up to five."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10)
+    columns = -(-len(labels) // -(-len(labels) // 5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.set_figheight(4.2 + 0.2 * -(-len(labels) // columns))
 
 
 def save(figure: Figure, file: Path) -> Path:
