@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import beacon
 from beacon.evaluation import Beacon, SlidingWindow, measure_perplexity
 from corpus import load_corpus
+from course import RATIOS as SPACINGS
 from perplexity import SINKS, TARGETS, long_texts
 from recall import find_passkeys
 from records import Record
@@ -27,7 +28,6 @@ from train_base import train_base
 logger = logging.getLogger("ablations")
 COMMAND = "python examples/reproduce_100x/ablations.py"
 FIXED = 8  # the one ratio of the variant that trains at one
-SPACINGS = (4, 4, 8, 8, 16, 32, 64, 128, 128)  # before the reading; what a beacon sees depends on it in some variants
 VARIANTS = {
     "step-expansion": {},
     "segmentation": {"attention": "segmentation"},
@@ -100,6 +100,7 @@ def main() -> None:
     train_base(args.work, scale, seed=args.seed, cpu=args.cpu)
     for variant, changes in VARIANTS.items():
         config = dataclasses.replace(CONFIG, window=STRIDE, **changes)
+        # What a beacon sees depends on its ratio in some variants, so all are trained as their ratios place them.
         only, spacings = (FIXED, (FIXED,)) if variant == "one ratio" else (None, SPACINGS)
         options = {"only_ratio": only, "spacings": spacings, "seed": args.seed, "cpu": args.cpu, "rows": 0}
         train_adapter(args.work, scale, config=config, name=variant.replace(" ", "-"), **options)

@@ -88,9 +88,10 @@ def dress(axes: Any, across: str, up: str, title: str) -> None:
 def legend(figure: Figure, axes: Any) -> None:
     """One legend for all panels, below them, in rows of up to five."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = -(-len(labels) // -(-len(labels) // 5))
+    rows = -(-len(labels) // 5)
+    columns = -(-len(labels) // rows)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.set_figheight(4.2 + 0.2 * -(-len(labels) // columns))
+    figure.set_figheight(4.2 + 0.2 * rows)
 
 
 def save(figure: Figure, file: Path) -> Path:

@@ -107,7 +107,7 @@ def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, 
         if stride is None:
             first = (np.arange(rows) * strides + next(own)) * beacons + step - 1
         elif entries + STRIDE // ratio <= MOST - strides * beacons:
-            first = np.full(rows, stride * beacons + rng.integers(step))  # no two alike, though strides are few
+            first = np.full(rows, stride * beacons + rng.integers(step))  # few alike, though strides are few
         else:
             continue
         entries += STRIDE // ratio

@@ -108,14 +108,15 @@ def test_perplexity_is_what_the_evaluation_package_measures(settings, lengths, t
 def test_shipped_model_with_weakened_beacons(shipped):
     """Weakened, as the comparison says little where every key is found."""
     model, tokenizer = shipped
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.beacon_v_proj.weight.mul_(0.3)
     config = EvaluationConfig(
         lengths=(300, 1024), texts=2, targets=128, ratios=(8, 32), passkey_lengths=(600,), passkey_depths=(0.2, 0.8)
     )
     evaluation = LongContextEvaluation(config, tokenizer)
     evaluation.check(model.beacon_config)
+    whole = evaluation(model)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.beacon_v_proj.weight.mul_(0.3)
     found = evaluation(model)
     texts, prompts = evaluation._texts, evaluation._prompts[600]
     assert len(prompts) == 4 and {len(prompt.ids) for prompt in prompts} == {600}
@@ -129,7 +130,9 @@ def test_shipped_model_with_weakened_beacons(shipped):
         assert found[f"passkey_exact_600_ratio_{ratio}"] == sum(greedy) / 4
         exact += greedy
     assert 0 < sum(exact) < 8
-    assert 10 < found["perplexity_300_ratio_8"] < 60
+    assert whole["perplexity_1024_ratio_8"] < found["perplexity_1024_ratio_8"]
+    assert 10 < whole["perplexity_300_ratio_8"] < found["perplexity_300_ratio_8"] < 60
+    assert whole["passkey_exact_600_ratio_8"] == 1.0
     assert found["passkey_600_ratio_8"] > found["passkey_exact_600_ratio_8"]
 
 
