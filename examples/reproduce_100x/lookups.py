@@ -4,7 +4,8 @@ The frozen base finds a token again with a few heads that attend to what followe
 heads); memory needs these heads alone. A beacon has one key and one value for each of them. So they share the tokens
 before a beacon out among themselves: every head keeps key and value of the raw token at its own distance, a little
 louder than the base would, as fewer heads answer. Where the window holds a needle, half of the heads keep the first
-token of its answer and half the last. Put in by hand, such entries give the base what it needs (`benchmarks/LOG.md`).
+token of its answer and half the last; of an answer that is cut by the border of two strides, those of its part in the
+stride. Put in by hand, such entries give the base what it needs (`benchmarks/LOG.md`).
 
 The lesson regresses beacons onto these entries directly: raw keys and values are the stock model's, beacons read single
 strides, and nothing else is computed. No gradient passes through raw tokens, and every head has an error of its own.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import beacon
 from scales import NATIVE_CONTEXT, STRIDE
-from sequences import ANSWER_WEIGHT, Sequences
+from sequences import ANSWER_WEIGHT, COPY_WEIGHT, Sequences
 from strides import LayerEntries
 
 SHARE = 0.5  # mean attention to the right token that makes a head one to look tokens up with
@@ -56,14 +57,18 @@ def lookup_heads(model: nn.Module, held: Sequences, rows: int = 32) -> list[tupl
 
 @torch.no_grad()
 def answer_ends(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last tokens of the answers in sequences of `Sequences.needles`, two bools ``[rows, T]``.
+    """First and last tokens of the answers in sequences of `Sequences.needles`, two bools ``[rows, T / S, S]``.
+
+    An answer that is cut by the border of two strides counts as one in each of them.
 
     Args:
-        weights: Loss weights, of which an answer's tokens have 0 in a needle and `ANSWER_WEIGHT` in a question.
+        weights: Loss weights ``[rows, T]``, of which an answer's tokens have 0 in a needle and `ANSWER_WEIGHT` in a
+            question. Rows of repeated chunks, which have `COPY_WEIGHT`, hold no answers.
     """
     answer = (weights == 0.0) | (weights == ANSWER_WEIGHT)
-    before = nn.functional.pad(answer[:, :-1], (1, 0))
-    after = nn.functional.pad(answer[:, 1:], (0, 1))
+    answer = (answer & (weights != COPY_WEIGHT).all(-1, keepdim=True)).unflatten(-1, (-1, STRIDE))
+    before = nn.functional.pad(answer[..., :-1], (1, 0))
+    after = nn.functional.pad(answer[..., 1:], (0, 1))
     return answer & ~before, answer & ~after
 
 
@@ -94,7 +99,7 @@ class Lookups:
             weights: Loss weights of the texts as `Sequences` gives them ``[rows, T]``.
             ends: Raw tokens of a stride before each beacon.
         """
-        first, last = (part.unflatten(1, (-1, STRIDE)).flatten(0, 1) for part in answer_ends(weights))
+        first, last = (part.flatten(0, 1) for part in answer_ends(weights))
         needle_first, needle_last = _latest_needle(first, last, ends)
         totals: dict[str, Tensor] = {}
         for number, layer in enumerate(layers):

@@ -93,26 +93,78 @@ def draw_memory(rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, 
     rows, strides = holds.shape
     beacons = STRIDE // every
     alike = int(rng.choice(ratios)) if rng.random() < 0.5 else None
-    free = np.argwhere(~holds)
+    free = np.flatnonzero(~holds)
     size = int(rng.integers(MOST)) if len(free) and rng.random() < 0.7 else 0
     strange = int(size / np.mean([STRIDE / ratio for ratio in ratios if alike in (None, ratio)]))
     chosen: list[int | None] = [None] * strides  # None: the text's own next stride
-    for row, stride in free[rng.integers(len(free), size=strange)] if strange else ():
-        chosen.insert(int(rng.integers(len(chosen) + 1)), int(row * strides + stride))
+    for stride in free[rng.integers(len(free), size=strange)] if strange else ():
+        chosen.insert(int(rng.integers(len(chosen) + 1)), int(stride))
     places: list[np.ndarray] = []
     own, entries = iter(range(strides)), 0
     for stride in chosen:
         ratio = int(rng.choice(ratios)) if alike is None else alike
-        step = ratio // every
         if stride is None:
+            step = ratio // every
             first = (np.arange(rows) * strides + next(own)) * beacons + step - 1
+            places.append(first[:, None] + np.arange(0, beacons, step))
         elif entries + STRIDE // ratio <= MOST - strides * beacons:
-            first = np.full(rows, stride * beacons + rng.integers(step))  # few alike, though strides are few
+            places.append(np.tile(_some_of(rng, stride, ratio, every), (rows, 1)))
         else:
             continue
         entries += STRIDE // ratio
-        places.append(first[:, None] + np.arange(0, beacons, step))
     return torch.from_numpy(np.concatenate(places, axis=1))
+
+
+def draw_strangers(
+    rng: np.random.Generator, holds: np.ndarray, ratios: tuple[int, ...], most: int, every: int = EVERY
+) -> Tensor:
+    """Choose what stands in memory before a text that is read: entries of other texts, as of a far longer text's past.
+
+    Args:
+        rng: Source of randomness.
+        holds: As in `Questions`; strides with needles are left out.
+        ratios: As in `draw_memory`; for all alike in most cases.
+        most: Entries, at most; how many is drawn.
+        every: As in `draw_memory`.
+
+    Returns:
+        Places of the entries among the beacons of all strides, int64 ``[entries]``.
+    """
+    free = np.flatnonzero(~holds)
+    size = int(rng.integers(most)) if most > 0 and len(free) and rng.random() < 0.7 else 0
+    alike = int(rng.choice(ratios)) if rng.random() < 0.7 else None
+    places: list[np.ndarray] = []
+    while sum(map(len, places)) < size:
+        ratio = int(rng.choice(ratios)) if alike is None else alike
+        places.append(_some_of(rng, int(rng.choice(free)), ratio, every))
+    return torch.from_numpy(np.concatenate([np.zeros(0, int), *places])[:size])
+
+
+def _some_of(rng: np.random.Generator, stride: int, ratio: int, every: int) -> np.ndarray:
+    """Places of as many of a stride's beacons as a ratio leaves, and not always the same: strides are few."""
+    step = ratio // every
+    return stride * (STRIDE // every) + int(rng.integers(step)) + np.arange(0, STRIDE // every, step)
+
+
+def gather_memory(layers: list[LayerEntries], places: Tensor, strides: int, sink: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer: a text's sinks, then the chosen beacons, not rotated.
+
+    Args:
+        layers: Entries of all strides of some texts.
+        places: Which of the beacons ``[rows, entries]``; rows take their sinks from the texts in turn.
+        strides: Strides of a text.
+        sink: Raw tokens at a text's beginning that are kept.
+
+    Returns:
+        Two of ``[rows, sink + entries, heads, head_dim]`` per layer.
+    """
+    memory = []
+    for layer in layers:
+        sinks = (part[::strides][: len(places), :sink] for part in (layer.raw_keys, layer.raw_values))
+        own = (part.flatten(0, 1)[places] for part in (layer.keys, layer.values))
+        keys, values = (torch.cat([first, part], dim=1) for first, part in zip(sinks, own, strict=True))
+        memory.append((keys, values))
+    return memory
 
 
 def answer_loss(model: nn.Module, questions: Questions, layers: list[LayerEntries], places: Tensor, gap: int) -> Tensor:
@@ -125,19 +177,14 @@ def answer_loss(model: nn.Module, questions: Questions, layers: list[LayerEntrie
         places: Which of the beacons are in memory, as `draw_memory` chooses them.
         gap: Positions between the memory and what is asked.
     """
-    sink = model.beacon_config.sink
-    memory = []
-    for layer in layers:
-        raw = (part.unflatten(0, (len(places), -1)).flatten(1, 2) for part in (layer.raw_keys, layer.raw_values))
-        own = (part.flatten(0, 1)[places] for part in (layer.keys, layer.values))
-        memory.append([torch.cat([first[:, :sink], part], dim=1) for first, part in zip(raw, own, strict=True)])
+    memory = gather_memory(layers, places, questions.holds.shape[1], model.beacon_config.sink)
     hidden = _read(model, questions.asked, memory, gap)[:, :, :-1]
     answers = questions.answers[:, :, 1:]
     logits = model.beacon_head(hidden[answers]).float()
     return functional.cross_entropy(logits, questions.asked[:, :, 1:][answers])
 
 
-def _read(model: nn.Module, asked: Tensor, memory: list[list[Tensor]], gap: int) -> Tensor:
+def _read(model: nn.Module, asked: Tensor, memory: list[tuple[Tensor, Tensor]], gap: int) -> Tensor:
     """Final hidden states ``[rows, COUNT, LENGTH, hidden]`` of questions ``gap`` positions behind a memory."""
     _, count, length = asked.shape
     heads, width = model.config.num_attention_heads, model.config.head_dim

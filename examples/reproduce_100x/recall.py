@@ -103,7 +103,7 @@ def _passkeys(
         needle = next(n for n in iter(lambda: draw_needles(sequences.rng, "passkey", 1)[0], None) if "#" in n.question)
         line, answer = sequences.encode(needle)
         code = sequences.code(length - 2 * len(line))
-        ids = sequences.insert(code, [(depth, line, 0), (1.0, line, 0)])[0]
+        ids = sequences.insert(code, [(depth, line, False), (1.0, line, False)])[0]
         prompts.append((torch.from_numpy(ids), answer, len(line) - answer))
     return prompts
 
@@ -199,7 +199,7 @@ def _haystacks(
         places = (np.arange(NEEDLES) + sequences.rng.random(NEEDLES)) / NEEDLES * (1 - 10 / length)
         longest = max(len(line) for line, _ in lines)
         code = sequences.code(length - sum(len(line) for line, _ in lines) - longest)
-        hidden = [(place, line, 0) for place, (line, _) in zip(places, lines, strict=True)]
+        hidden = [(place, line, False) for place, (line, _) in zip(places, lines, strict=True)]
         text = torch.from_numpy(sequences.insert(code, hidden)[0])
         asked = [lines[n] for n in sequences.rng.choice(NEEDLES, ASKED, replace=False)]
         haystacks.append(Haystack(text, [(torch.tensor(line), answer) for line, answer in asked]))

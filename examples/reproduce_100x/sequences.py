@@ -49,21 +49,22 @@ class Sequences:
         same = next((n for n, (a, b) in enumerate(zip(whole, question, strict=False)) if a != b), len(question))
         return whole, len(whole) - same
 
-    def insert(self, code: np.ndarray, events: list[tuple[float, list[int], int]]) -> tuple[np.ndarray, list[int]]:
+    def insert(self, code: np.ndarray, events: list[tuple[float, list[int], bool]]) -> tuple[np.ndarray, list[int]]:
         """Put lines at the line ends nearest to where they are wanted; at 1.0 they are appended.
 
         Args:
             code: Tokens.
-            events: (share of the code before the line, its tokens, anything), in order.
+            events: (share of the code before the line, its tokens, whether just there and not at a line end), in order.
 
         Returns:
             The longer sequence, and the index just after every inserted line.
         """
         ends = np.flatnonzero(self.begins_line_end[code])
         parts, marks, done, length = [], [], 0, 0
-        for share, line, _ in events:
-            wanted = share * len(code)
-            at = len(code) if share >= 1.0 or not len(ends) else int(ends[np.abs(ends - wanted).argmin()])
+        for share, line, exact in events:
+            at = len(code) if share >= 1.0 else round(share * len(code))
+            if at < len(code) and len(ends) and not exact:
+                at = int(ends[np.abs(ends - share * len(code)).argmin()])
             at = max(at, done)
             parts += [code[done:at], np.asarray(line)]
             length += at - done + len(line)
@@ -81,7 +82,8 @@ class Sequences:
             kind: As in `draw_needles`; None draws it.
             apart: Tokens of code between a needle and a question for it, at least.
             most: Needles, at most; by default one for every 100 tokens and one more, up to 9.
-            borders: Share of needles that are moved to the nearest border of strides, which mostly cuts them in two.
+            borders: Share of needles that are moved to where the border of two strides cuts them, half of them within
+                the answer.
 
         Returns:
             Tokens int64 ``[seqlen]`` and loss weights of each token as a target, float32 ``[seqlen]``.
@@ -98,17 +100,16 @@ class Sequences:
         if rng.random() < 0.5:
             places *= rng.random()  # uniform places alone would favour middling distances
         places.sort()
-        if borders:
-            places = self._at_borders(places, body, [len(line) for line, _ in lines], borders, latest)
-        events = [(place, *line, None) for place, line in zip(places, lines, strict=True)]
+        places, moved = self._at_borders(places, body, lines, borders, latest)
+        events = [(place, *line, None, cut) for place, line, cut in zip(places, lines, moved, strict=True)]
         for number, n in enumerate(asked):
             earliest = min(places[n] + (apart + 16) / body, 1.0)
             last = number == 0 and (apart or rng.random() < 0.6)
-            events.append((1.0 if last else rng.uniform(earliest, 1.0), *lines[n], n))
+            events.append((1.0 if last else rng.uniform(earliest, 1.0), *lines[n], n, False))
         events.sort(key=lambda event: event[0])
-        sequence, marks = self.insert(self.code(body), [event[:3] for event in events])
+        sequence, marks = self.insert(self.code(body), [(place, line, cut) for place, line, _, _, cut in events])
         weights = np.ones(seqlen, np.float32)
-        for (_, _, answer, question), mark in zip(events, marks, strict=True):
+        for (_, _, answer, question, _), mark in zip(events, marks, strict=True):
             weights[mark - answer : mark] = 0.0 if question is None else ANSWER_WEIGHT
         return sequence, weights
 
@@ -126,16 +127,25 @@ class Sequences:
             The longer sequence, and the index just after every line.
         """
         places = np.sort(self.rng.random(len(lines)))
-        places = self._at_borders(places, len(code), [len(line) for line, _ in lines], borders, 1.0)
-        return self.insert(code, [(place, *line) for place, line in zip(places, lines, strict=True)])
+        places, moved = self._at_borders(places, len(code), lines, borders, 1.0)
+        return self.insert(code, [(at, line, cut) for at, (line, _), cut in zip(places, lines, moved, strict=True)])
 
-    def _at_borders(self, places: np.ndarray, body: int, lengths: list[int], share: float, latest: float) -> np.ndarray:
-        """Some of the places of needles, as shares of ``body`` tokens, moved to where strides begin."""
+    def _at_borders(
+        self, places: np.ndarray, body: int, lines: list[tuple[list[int], int]], share: float, latest: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Some of the places of needles, as shares of ``body`` tokens, moved to where a border cuts them; and which."""
+        if not share:
+            return places, np.zeros(len(places), bool)
+        lengths, answers = np.array([(len(line), answer) for line, answer in lines]).T
         before = np.cumsum([0, *lengths[:-1]])  # tokens of the needles before each
-        cut = self.rng.integers(0, np.array(lengths))
+        within = self.rng.random(len(lines)) < 0.5
+        cut = np.where(within, lengths - self.rng.integers(1, np.maximum(answers, 2)), self.rng.integers(0, lengths))
         border = np.round((places * body + before) / STRIDE) * STRIDE
         moved = np.clip((border - cut - before) / body, 0.0, latest)
-        return np.sort(np.where(self.rng.random(len(places)) < share, moved, places))
+        chosen = self.rng.random(len(places)) < share
+        places = np.where(chosen, moved, places)
+        order = np.argsort(places, kind="stable")
+        return places[order], chosen[order]
 
     def passkey(self, seqlen: int, depth: float, kind: str = "passkey") -> tuple[np.ndarray, int]:
         """Code with one needle at a depth (0 the start, 1 the end) and its question at the end, for evaluation.
@@ -145,7 +155,7 @@ class Sequences:
         """
         line, answer = self.encode(draw_needles(self.rng, kind, 1)[0])
         code = self.code(seqlen - 2 * len(line))
-        return self.insert(code, [(depth, line, 0), (1.0, line, 0)])[0], answer
+        return self.insert(code, [(depth, line, False), (1.0, line, False)])[0], answer
 
     def copy(self, seqlen: int) -> tuple[np.ndarray, np.ndarray]:
         """A chunk that comes again; returns as `needles` does.

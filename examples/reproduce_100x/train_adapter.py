@@ -21,11 +21,11 @@ from evaluate_adapter import evaluate_adapter
 from lookups import OTHERS, Lookups, lookup_heads
 from muon import Muon
 from progress import Run
-from questions import Questions, answer_loss, draw_memory, draw_questions
+from questions import MOST, Questions, answer_loss, draw_memory, draw_questions, draw_strangers, gather_memory
 from scales import CONFIG, NATIVE_CONTEXT, STRIDE, WINDOW, Scale, mixed_precision
 from sequences import ANSWER_WEIGHT, Sequences
 from strides import EVERY, LayerEntries, memory_entries, read_strides
-from teacher import foresee, read_whole
+from teacher import Memory, foresee, read_whole
 
 ADAM_RATE, FULL_ADAM = 3e-3, 0.02  # of AdamW, and the rate of Muon from which on it is that
 SOFTENING = 0.1  # of the copied query projections
@@ -57,14 +57,14 @@ def lesson(lookups: Lookups, batch: Batch, ends: Tensor, rng: np.random.Generato
 
 def questioned(
     lookups: Lookups, questions: Questions, ratios: tuple[int, ...], every: int, rng: np.random.Generator
-) -> dict[str, Tensor]:
-    """The same errors, and mean loss of answers to questions that are read with these beacons as memory."""
+) -> tuple[dict[str, Tensor], list[LayerEntries]]:
+    """The same errors, and mean loss of answers to questions read with these beacons as memory; and the beacons."""
     ends = torch.arange(every, STRIDE + 1, every, device=questions.texts.device)
     layers = list(_strides(lookups.model, questions.texts, ends, rng))
     parts = lookups.errors(layers, questions.weights, ends)
     places = draw_memory(rng, questions.holds, ratios, every).to(questions.texts.device)
     parts["answers"] = answer_loss(lookups.model, questions, layers, places, int(rng.integers(STRIDE)))
-    return parts
+    return parts, layers
 
 
 def _strides(model: torch.nn.Module, ids: Tensor, ends: Tensor, rng: np.random.Generator) -> Iterator[LayerEntries]:
@@ -72,15 +72,15 @@ def _strides(model: torch.nn.Module, ids: Tensor, ends: Tensor, rng: np.random.G
     return read_strides(model, ids, ends, memory)
 
 
-def reading(model: torch.nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Mean loss of answers, and divergence from the stock model at every other plain token.
+def reading(model: torch.nn.Module, batch: Batch, past: Memory | None, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Mean loss of answers, and divergence from the stock model at every other plain token, read behind ``past``.
 
     The logits of all of them would be a third of a step. The stock model's own uncertainty, much larger than what a
     memory can gain, drops out of the divergence's gradient.
     """
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     parts = {}
-    hidden = read_whole(model, batch.ids, batch.ratios)[:, :-1]
+    hidden = read_whole(model, batch.ids, batch.ratios, past)[:, :-1]
     chosen = weights == ANSWER_WEIGHT
     if chosen.any():
         parts["answers read"] = functional.cross_entropy(model.beacon_head(hidden[chosen]).float(), targets[chosen])
@@ -118,7 +118,14 @@ def losses(
     questions = draw_questions(sequences, max(1, tokens // NATIVE_CONTEXT), NATIVE_CONTEXT, BORDERS).to(device)
     batch = draw_batch(sequences, int(tokens * phase.reads), phase).to(device)
     ratios = (every,) if spacings else tuple(ratio for ratio in phase.ratios if ratio >= EVERY)
-    parts = questioned(lookups, questions, ratios, every, rng) | reading(lookups.model, batch, rng)
+    parts, layers = questioned(lookups, questions, ratios, every, rng)
+    left = MOST - sum(STRIDE // ratio for ratio in batch.ratios)
+    strangers = draw_strangers(rng, questions.holds, ratios, left, every).to(device)
+    past = None
+    if len(strangers):
+        memory = gather_memory(layers, strangers[None], questions.holds.shape[1], lookups.model.beacon_config.sink)
+        past = [(keys[0], values[0]) for keys, values in memory]
+    parts |= reading(lookups.model, batch, past, rng)
     return parts, batch.ratios, questions.texts.numel() + batch.ids.numel()
 
 

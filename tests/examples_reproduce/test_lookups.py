@@ -15,10 +15,11 @@ import beacon
 from ablations import VARIANTS
 from beacon.modules import rotate
 from lookups import DISTANCES, GAINS, Lookups, answer_ends
-from questions import Questions, answer_loss, draw_memory
+from questions import Questions, answer_loss, draw_memory, draw_strangers, gather_memory
 from scales import CONFIG, STRIDE, mixed_precision
-from sequences import ANSWER_WEIGHT
+from sequences import ANSWER_WEIGHT, COPY_WEIGHT
 from strides import EVERY, memory_entries, read_strides
+from teacher import read_whole
 
 LAYERS, HEADS = 3, 2
 
@@ -58,11 +59,14 @@ def test_beacons_of_the_lesson_are_the_library_s(variant, every):
 
 
 def test_answers_begin_and_end_where_their_weights_do():
-    weights = torch.tensor([[1, 0, 0, 1, 5, 5, 5, 1, 2, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1, 5]], dtype=torch.float32)
+    """One that is cut by the border of two strides has ends in both; repeated chunks are no answers."""
+    weights = torch.ones(3, 2 * STRIDE)
+    weights[0, 1:3], weights[0, 4:7], weights[0, STRIDE - 2 : STRIDE + 1] = 0.0, ANSWER_WEIGHT, 0.0
+    weights[1, 0] = weights[1, -1] = 0.0
+    weights[2, :150], weights[2, 150:] = 0.0, COPY_WEIGHT
     first, last = answer_ends(weights)
-    assert ANSWER_WEIGHT == 5
-    assert first.nonzero().tolist() == [[0, 1], [0, 4], [0, 9], [1, 0], [1, 9]]
-    assert last.nonzero().tolist() == [[0, 2], [0, 6], [0, 9], [1, 0], [1, 9]]
+    assert first.nonzero().tolist() == [[0, 0, 1], [0, 0, 4], [0, 0, 126], [0, 1, 0], [1, 0, 0], [1, 1, 127]]
+    assert last.nonzero().tolist() == [[0, 0, 2], [0, 0, 6], [0, 0, 127], [0, 1, 0], [1, 0, 0], [1, 1, 127]]
 
 
 def test_heads_that_hold_what_they_should_have_no_error():
@@ -131,6 +135,40 @@ def test_questions_are_read_as_the_library_reads_them(ratio):
             targets = asked[:, number, 1:]
             losses.append(-logits.gather(-1, targets[..., None])[..., 0][answers[:, number, 1:]])
     torch.testing.assert_close(ours, torch.cat(losses).mean().to(ours), atol=1e-5, rtol=1e-5)
+
+
+def test_texts_behind_a_memory_are_read_as_the_library_reads_them():
+    """Behind the memory of one stride, on which the lesson's beacons are the library's."""
+    model = wrapped()
+    past, ids = torch.randint(99, (1, STRIDE)), torch.randint(99, (2, 2 * STRIDE + 20))
+    ends = torch.arange(EVERY, STRIDE + 1, EVERY)
+    with torch.no_grad():
+        cache = model.compress(past, ratios=[8, 4, 32])
+        layers = list(read_strides(model, past, ends, memory=0))
+        memory = gather_memory(layers, torch.arange(1, len(ends), 2)[None], strides=1, sink=0)
+        ours = read_whole(model, ids, [4, 32], [(keys[0], values[0]) for keys, values in memory])
+        for row in range(2):
+            logits = model(ids[row : row + 1], past_key_values=cache.fork()).logits[0]
+            torch.testing.assert_close(model.beacon_head(ours[row]), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_sinks_come_first_in_a_memory():
+    layers = list(read_strides(wrapped(), torch.randint(99, (2, 3 * STRIDE)), torch.arange(64, STRIDE + 1, 64), 96))
+    places = torch.tensor([[1, 4], [6, 11]])
+    for layer, (keys, values) in zip(layers, gather_memory(layers, places, strides=3, sink=4), strict=True):
+        assert torch.equal(keys[:, :4], layer.raw_keys[[0, 3], :4])
+        assert torch.equal(values[:, 4:], torch.stack([layer.values[[0, 2], [1, 0]], layer.values[[3, 5], [0, 1]]]))
+
+
+def test_strangers_are_beacons_of_strides_without_needles():
+    holds = np.array([[True, False, False], [False, True, True]])
+    rng, sizes = np.random.default_rng(0), set()
+    for _ in range(100):
+        places = draw_strangers(rng, holds, (4, 8, 128), 300).numpy()
+        sizes.add(len(places))
+        assert not holds.flat[np.unique(places // (STRIDE // EVERY))].any()
+    assert 0 in sizes and 200 < max(sizes) < 300
+    assert len(draw_strangers(rng, holds, (4,), -5)) == len(draw_strangers(rng, ~(holds & False), (4,), 300)) == 0
 
 
 def test_memory_of_one_ratio_takes_all_beacons():
