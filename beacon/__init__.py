@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from beacon.assets import default_model
     from beacon.cache import BeaconCache
+    from beacon.cache_files import load_cache, save_cache
     from beacon.config import BeaconConfig
     from beacon.identity import disabled
     from beacon.policies import RatioRequest
@@ -29,9 +30,11 @@ __all__ = [
     "default_model",
     "disabled",
     "load_adapter",
+    "load_cache",
     "load_reference",
     "retrieval_ratios",
     "save_adapter",
+    "save_cache",
     "unwrap",
     "wrap",
 ]
@@ -39,6 +42,7 @@ __all__ = [
 _HOMES = {
     "assets": ("default_model",),
     "cache": ("BeaconCache",),
+    "cache_files": ("load_cache", "save_cache"),
     "config": ("BeaconConfig",),
     "identity": ("disabled",),
     "policies": ("RatioRequest",),

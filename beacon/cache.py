@@ -260,7 +260,7 @@ class BeaconCache(Cache):
         positions = torch.cat([p.expand(len(self.states), -1) for p in self.stock_positions], dim=1)
         stores = []
         for layer in self.stock.layers:
-            store = LayerStore([], [], [], [])
+            memory_k, memory_v, open_k, open_v = [], [], [], []
             for row, state in enumerate(self.states):
                 text = mask[row].nonzero()[:, 0].to(layer.keys.device)
                 at = positions[row].to(layer.keys.device)[text]
@@ -268,11 +268,11 @@ class BeaconCache(Cache):
                 v = layer.values[row][:, text].transpose(0, 1)
                 k = unrotate(k, rotary.table(at, k.dtype))
                 memory = torch.arange(state.memory, device=k.device)
-                store.memory_k.append(rotate(k[: state.memory], rotary.table(memory, k.dtype)))
-                store.memory_v.append(v[: state.memory].contiguous())
-                store.open_k.append(k[state.open_start :])
-                store.open_v.append(v[state.open_start :].contiguous())
-            stores.append(store)
+                memory_k.append(rotate(k[: state.memory], rotary.table(memory, k.dtype)))
+                memory_v.append(v[: state.memory].contiguous())
+                open_k.append(k[state.open_start :])
+                open_v.append(v[state.open_start :].contiguous())
+            stores.append(LayerStore(memory_k, memory_v, open_k, open_v))
         return stores
 
     # -- report ------------------------------------------------------------------------------------------------------

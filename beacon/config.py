@@ -15,6 +15,7 @@ PLACEMENTS = ("append", "interleave")
 COVERAGES = ("step-expansion", "segmentation", "full-coverage")
 POLICIES = ("fixed", "step-random", "instance-random", "sequence", "adaptive", "retrieval")
 PROJECTIONS = ("q", "k", "v", "o")
+MEMORY_DTYPES = ("auto", "int8", "float8_e4m3fn")
 ATTENTION_PATHS = ("auto", "reference", "sdpa", "flex", "flash", "triton")
 
 
@@ -87,6 +88,9 @@ class BeaconConfig:
         segment: Windows computed in one pass; None chooses. It changes speed and memory, never results.
         attention_path: ``auto`` or the name of the implementation (``reference``, ``sdpa``, ``flex``, ``flash``,
             ``triton``). An explicit choice never falls back.
+        memory_dtype: What memory is kept in between passes: ``auto`` (the model's dtype), ``int8``, or
+            ``float8_e4m3fn``, with a scale per entry and head. While gradients are recorded it is ``auto``.
+        offload_memory: Keep memory on the CPU between passes; each layer's is brought in while the one before computes.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -110,6 +114,8 @@ class BeaconConfig:
     seed: int = 0
     segment: int | None = None
     attention_path: str = "auto"
+    memory_dtype: str = "auto"
+    offload_memory: bool = False
 
     def __post_init__(self) -> None:
         check_whole("window", self.window, 1)
@@ -144,6 +150,7 @@ class BeaconConfig:
         check_choice("attention", self.attention, COVERAGES)
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("attention_path", self.attention_path, ATTENTION_PATHS)
+        check_choice("memory_dtype", self.memory_dtype, MEMORY_DTYPES)
         if isinstance(self.projections, str) or not isinstance(self.projections, Sequence):
             raise TypeError(f"projections must be a sequence of names, got {self.projections!r}; pass ('q', 'k').")
         chosen = tuple(self.projections)
@@ -152,7 +159,7 @@ class BeaconConfig:
         if not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(f"projections must name each of q, k, v, o at most once and at least one, got {chosen}.")
         object.__setattr__(self, "projections", tuple(name for name in PROJECTIONS if name in chosen))
-        for name in ("attend_memory", "attend_beacons"):
+        for name in ("attend_memory", "attend_beacons", "offload_memory"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}; pass True or False.")
         check_whole("reserve", self.reserve, 0)

@@ -6,6 +6,7 @@ modules; with one they read a pass's raw tokens and beacons, packed as ``[1, n_r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from beacon.attention import AttentionInputs, AttentionPath, MemoryParts, Rotation
 from beacon.families import Family
+from beacon.memory import AtRest, Bringing, MemoryFormat, take_in
 from beacon.plan import Keys, Plan
 
 
@@ -21,15 +23,16 @@ class LayerStore:
     """Keys and values of one layer, one tensor ``[entries, kv_heads, head_dim]`` per row and kind.
 
     Memory keys are rotated at their place in memory; open keys (the open window's raws, then its beacons) are not
-    rotated. Tensors are never written in place, so stores share them freely.
+    rotated. Memory may rest in another form (:mod:`beacon.memory`). Tensors are never written in place, so stores
+    share them freely.
     """
 
     __slots__ = ("memory_k", "memory_v", "open_k", "open_v")
 
     def __init__(
         self,
-        memory_k: list[torch.Tensor],
-        memory_v: list[torch.Tensor],
+        memory_k: Sequence[AtRest],
+        memory_v: Sequence[AtRest],
         open_k: list[torch.Tensor],
         open_v: list[torch.Tensor],
     ) -> None:
@@ -52,6 +55,14 @@ class LayerStore:
     def nbytes(self, row: int) -> int:
         """Bytes held for one row."""
         return sum(getattr(self, name)[row].nbytes for name in self.__slots__)
+
+    def packed(self, memory: MemoryFormat) -> LayerStore:
+        """The same with its memory at rest in a format."""
+        rows = range(len(self.open_k))
+        keys, values = (
+            [memory.rest(kept[row], self.open_k[row].device) for row in rows] for kept in (self.memory_k, self.memory_v)
+        )
+        return LayerStore(keys, values, self.open_k, self.open_v)
 
 
 class Rotary:
@@ -180,6 +191,7 @@ class BeaconPass:
         attend: Implementation of attention.
         outputs: Whether anybody reads the last layer's raw outputs.
         rotation: How the path rotates; None for plain PyTorch.
+        memory: How what is committed is kept.
     """
 
     def __init__(
@@ -190,9 +202,11 @@ class BeaconPass:
         attend: AttentionPath,
         outputs: bool,
         rotation: Rotation | None = None,
+        memory: MemoryFormat | None = None,
     ) -> None:
         self.plan, self.stores, self.rotary, self.attend, self.outputs = plan, stores, rotary, attend, outputs
-        self.rotation = rotation
+        self.rotation, self.memory = rotation, memory or MemoryFormat()
+        self.bringing = Bringing([(store.memory_k, store.memory_v) for store in stores])
         self.kept: dict[int, LayerStore] = {}
         self.beacon_input: torch.Tensor | None = None
         self._devices: dict[tuple[torch.device, torch.dtype], _OnDevice] = {}
@@ -211,8 +225,9 @@ class BeaconPass:
 
     def for_last_layer(self, beacon_input: torch.Tensor) -> BeaconPass:
         """The same pass for the last layer, whose beacons stop at keys and values."""
-        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs, self.rotation)
+        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs, self.rotation, self.memory)
         last.kept, last._devices, last.beacon_input = self.kept, self._devices, beacon_input
+        last.bringing = self.bringing
         return last
 
 
@@ -333,13 +348,15 @@ class BeaconAttention(nn.Module):
         else:
             raw_k, beacon_k, commit_k = beacon_pass.rotation.keys(k.kinds, plan, here.key_table, here.memo)
         parts = None
-        memory_k, memory_v = old.memory_k, old.memory_v
+        kept_k, kept_v = old.memory_k, old.memory_v
+        memory_k, memory_v = beacon_pass.bringing.take(index) if beacon_pass.stores else take_in(kept_k, kept_v)
         if sum(plan.commit_counts):
-            parts = MemoryParts(memory_k, memory_v, commit_k, here.take(v, "commits"))
-            memory_k = [_joined(*pair) for pair in zip(memory_k, parts.new_k.split(plan.commit_counts), strict=True)]
-            memory_v = [_joined(*pair) for pair in zip(memory_v, parts.new_v.split(plan.commit_counts), strict=True)]
+            before, commit = (memory_k, memory_v), beacon_pass.memory.commit
+            kept_k, memory_k, commit_k = commit(kept_k, memory_k, commit_k, plan.commit_counts)
+            kept_v, memory_v, commit_v = commit(kept_v, memory_v, here.take(v, "commits"), plan.commit_counts)
+            parts = MemoryParts(*before, commit_k, commit_v)
         open_k, open_v = (_rows(here.take(pool, "opens"), plan.open_counts, pool) for pool in (k, v))
-        beacon_pass.kept[index] = LayerStore(memory_k, memory_v, open_k, open_v)
+        beacon_pass.kept[index] = LayerStore(kept_k, kept_v, open_k, open_v)
         raw_v, beacon_v = here.take(v, "raw_slots"), here.take(v, "beacon_slots")
         return (raw_k, raw_v, beacon_k, beacon_v, memory_k, memory_v), parts
 
@@ -348,10 +365,6 @@ class BeaconAttention(nn.Module):
 _Stores: TypeAlias = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]
 ]
-
-
-def _joined(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    return torch.cat([old, new]) if len(new) else old
 
 
 def _rows(entries: torch.Tensor, counts: tuple[int, ...], pool: _Pool) -> list[torch.Tensor]:

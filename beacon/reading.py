@@ -13,6 +13,7 @@ import torch
 from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
+from beacon.memory import MemoryFormat
 from beacon.modules import BeaconPass, Rotary
 from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
@@ -182,7 +183,10 @@ def read(
     counts = text.counts
     first = torch.tensor([0, *counts]).cumsum(0).tolist()
     after = cache.fork()
+    memory = MemoryFormat() if torch.is_grad_enabled() else MemoryFormat(config.memory_dtype, config.offload_memory)
     after.stores = cache.condensed_stores(rotary)
+    if memory.packs:
+        after.stores = [store.packed(memory) for store in after.stores]
     after.stock, after.stock_positions = None, []
     states = list(cache.states)
     rows = range(len(states))
@@ -207,7 +211,7 @@ def read(
         )
         outputs = bool(wanted[at].any())
         path = after.attention_path = _path(model, config, plan, packed.device)
-        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path))
+        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path), memory)
         try:
             out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
         except torch.OutOfMemoryError:

@@ -15,9 +15,11 @@ PUBLIC = [
     "default_model",
     "disabled",
     "load_adapter",
+    "load_cache",
     "load_reference",
     "retrieval_ratios",
     "save_adapter",
+    "save_cache",
     "unwrap",
     "wrap",
 ]
@@ -26,19 +28,22 @@ SIGNATURES = {
     "default_model": "()",
     "disabled": "(model)",
     "load_adapter": "(hf_model, folder_or_hub_id, **overrides)",
+    "load_cache": "(model, path)",
     "load_reference": "(model, path)",
     "retrieval_ratios": (
         "(input_ids, query_ids, config, *, low=None, high=None, top=3, keep_first=0, expected_length=None, "
         "scorer=None, overlap=None)"
     ),
     "save_adapter": "(model, folder, dtype=None)",
+    "save_cache": "(cache, model, path)",
     "unwrap": "(model)",
     "wrap": "(hf_model, config=None)",
     "BM25Scorer": "(*, ngrams=2, k1=1.5, b=0.75)",
     "BeaconConfig": (
         "(*, window=1024, stride=None, ratios=(0, 2, 4, 8, 16, 32, 64, 128), ratio_policy='adaptive', reserve=1024, "
         "attention='step-expansion', placement='append', attend_memory=True, attend_beacons=False, sink=0, "
-        "projections=('q', 'k', 'v', 'o'), native_context=None, seed=0, segment=None, attention_path='auto')"
+        "projections=('q', 'k', 'v', 'o'), native_context=None, seed=0, segment=None, attention_path='auto', "
+        "memory_dtype='auto', offload_memory=False)"
     ),
     "BeaconConfig.paper": "(**overrides)",
     "BeaconConfig.iclr2025": "(**overrides)",
