@@ -21,7 +21,7 @@ from beacon.memory import CPU, AtRest, Packed, Quantized
 from beacon.model import BeaconModel
 from beacon.modules import LayerStore
 from beacon.plan import Ratios, RowState, Span
-from beacon.weights import collect_weights, whole
+from beacon.weights import collect_weights, is_tensor_parallel, whole
 
 FORMAT_VERSION = 1
 # Fields of the configuration that decide what a cache holds; the others may differ from file to model.
@@ -43,6 +43,7 @@ def save_cache(cache: BeaconCache, model: Any, path: str | os.PathLike[str]) -> 
 
     Raises:
         TypeError: Not a cache, or not a wrapped model.
+        NotImplementedError: Tensor parallelism has spread the cache over processes.
         ValueError: The cache of another model, or nothing has been read.
     """
     _check_model(model, "save_cache")
@@ -52,6 +53,8 @@ def save_cache(cache: BeaconCache, model: Any, path: str | os.PathLike[str]) -> 
         raise ValueError("the cache was made by another model, got this one beside it; pass the model that read it.")
     if not cache.is_initialized:
         raise ValueError("a cache to save must have read something, got an empty one; call model.compress(...) first.")
+    if any(map(is_tensor_parallel, model.parameters())):
+        raise NotImplementedError("this cache is spread over processes (tensor parallelism); save it from one process.")
     ids, mask = cache.columns.read()
     tensors = {"ids": ids, "mask": mask}
     for layer, store in enumerate(cache.stores):
@@ -97,10 +100,13 @@ def load_cache(model: Any, path: str | os.PathLike[str]) -> BeaconCache:
 
     Raises:
         FileNotFoundError: No such file.
+        NotImplementedError: Tensor parallelism has spread the model over processes.
         TypeError: ``model`` is not wrapped.
         ValueError: A damaged file, or one of another base, other beacon weights, another configuration.
     """
     _check_model(model, "load_cache")
+    if any(map(is_tensor_parallel, model.parameters())):
+        raise NotImplementedError("a file holds whole caches, this model is spread over processes; use one process.")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; pass one that beacon.save_cache wrote.")

@@ -23,7 +23,9 @@ from beacon.weights import (
     collect_weights,
     is_beacon_weight,
     is_spread,
+    is_tensor_parallel,
     some,
+    spread_like,
     write_adapter,
 )
 from beacon.wrapping import new_parameter_shapes, unwrap, wrap
@@ -233,11 +235,11 @@ def _check_match(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, 
 
 def _assign(model: Any, weights: dict[str, torch.Tensor]) -> None:
     parameters = beacon_parameters(model)
-    away = [name for name, parameter in parameters.items() if parameter.is_meta or is_spread(parameter)]
+    away = [n for n, p in parameters.items() if p.is_meta or (is_spread(p) and not is_tensor_parallel(p))]
     if away:
         raise ValueError(f"{some(away)} are offloaded or sharded; load the weights before that is done to the model.")
     with torch.no_grad():
         cast = {name: weights[name].to(parameter.dtype) for name, parameter in parameters.items()}
         check_finite(cast)  # what a float16 base cannot hold becomes inf
         for name, parameter in parameters.items():
-            parameter.copy_(cast[name])
+            parameter.copy_(spread_like(cast[name], parameter))

@@ -57,6 +57,21 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def is_tensor_parallel(tensor: Any) -> bool:
+    """Whether Hugging Face's tensor parallelism has spread a tensor over processes."""
+    return is_sharded(tensor) and "tp" in (tensor.device_mesh.mesh_dim_names or ())
+
+
+def spread_like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """A whole tensor, which every process has, spread as a parameter is under tensor parallelism; else as it is."""
+    if not is_tensor_parallel(parameter):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    here = tensor.to(parameter.device)
+    return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 def is_partitioned(parameter: Any) -> bool:
     """Whether DeepSpeed ZeRO-3 has spread a parameter over processes."""
     return hasattr(parameter, "ds_id")

@@ -17,6 +17,7 @@ from beacon.families import Family, family_of, is_longrope, trained_context, uni
 from beacon.identity import Wrapping
 from beacon.model import BeaconModel
 from beacon.modules import BeaconAttention, LastLayer, split_qkv
+from beacon.weights import is_sharded, is_tensor_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
     with torch.no_grad():
         _check_finite(hf_model)
         # Everything that can fail comes before the first change.
-        projections = [_new_projections(attention, family, config, n) for n, attention in enumerate(attentions)]
+        plan = getattr(hf_model, "_tp_plan", None) or {}
+        projections = [_new_projections(attention, family, config, n, plan) for n, attention in enumerate(attentions)]
         embedding = _new_embedding(hf_model)
     if getattr(hf_model.config, "attention_dropout", 0.0):
         logger.warning(
@@ -173,10 +175,9 @@ def _check_model(hf_model: Any) -> Family:
         raise TypeError(
             f"wrap() takes a causal LM with its head, got {kind}; load it with AutoModelForCausalLM.from_pretrained."
         )
-    if any(hasattr(parameter, "device_mesh") for parameter in hf_model.parameters()):
+    if any(is_sharded(parameter) and not is_tensor_parallel(parameter) for parameter in hf_model.parameters()):
         raise NotImplementedError(
-            f"the parameters of {kind} are sharded over processes (DTensor); call beacon.wrap before fully_shard or "
-            "tensor parallelism."
+            f"the parameters of {kind} are sharded over processes (DTensor); call beacon.wrap before fully_shard."
         )
     for module in _adopted(hf_model):
         _check_forward(module)
@@ -219,12 +220,29 @@ def _check_finite(hf_model: Any) -> None:
 # -- new parameters ------------------------------------------------------------------------------------------------
 
 
-def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer: int) -> dict[str, nn.Linear]:
+def _new_projections(
+    attention: Any, family: Family, config: BeaconConfig, layer: int, plan: dict[str, str]
+) -> dict[str, nn.Linear]:
     own = {}
     for name in config.projections:
         fused = family.fused_qkv if name != "o" else None
-        source = f"model.layers.{layer}.self_attn.{fused or name + '_proj'}"
-        weight, bias = _dense(getattr(attention, fused or f"{name}_proj"), source)
+        leaf = fused or f"{name}_proj"
+        source = f"model.layers.{layer}.self_attn.{leaf}"
+        projection = getattr(attention, leaf)
+        style = (
+            plan.get(f"model.layers.*.self_attn.{leaf}")
+            if is_tensor_parallel(getattr(projection, "weight", None))
+            else None
+        )
+        if style is not None and fused is None:
+            own[name] = _parallel_copy(projection, style)
+            continue
+        if style not in (None, "colwise_rep", "colwise_gather_output"):
+            raise NotImplementedError(
+                f"{source} is spread over processes as {style!r}, which beacons cannot follow; load the model without "
+                "tensor parallelism, or with that projection's output gathered (colwise_gather_output)."
+            )
+        weight, bias = _dense(projection, source)
         if fused is not None:
             place = "qkv".index(name)
             weight = split_qkv(attention, weight.T)[place].T.contiguous()
@@ -240,6 +258,20 @@ def _new_projections(attention: Any, family: Family, config: BeaconConfig, layer
     return own
 
 
+def _parallel_copy(projection: nn.Linear, style: str) -> nn.Linear:
+    """A copy of a projection that tensor parallelism has spread over processes, spread in the same way."""
+    from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
+
+    weight: Any = projection.weight
+    bias = projection.bias
+    linear = nn.Linear(projection.in_features, projection.out_features, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    ALL_PARALLEL_STYLES[style].install_forward(linear, weight.device_mesh)
+    return linear
+
+
 def _dense(projection: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a linear module in floating point, copied, where it computes.
 
@@ -247,6 +279,8 @@ def _dense(projection: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | Non
     """
     bias = getattr(projection, "bias", None)
     weight: Any = getattr(projection, "weight", None)
+    if is_sharded(weight):
+        return weight.full_tensor().detach(), None if bias is None else bias.full_tensor().detach()
     if type(projection) is nn.Linear and type(weight.data) is torch.Tensor and not weight.is_meta:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
     try:
@@ -285,6 +319,9 @@ def _new_embedding(hf_model: Any) -> nn.Embedding:
         device = table._hf_hook.execution_device
         rows = table(torch.arange(table.num_embeddings, device=device) if token is None else torch.tensor([token]))
         row = rows.mean(dim=0, keepdim=True)
+    elif is_sharded(table.weight):
+        rows = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        row = rows.mean(dim=0, keepdim=True) if token is None else rows[token : token + 1]
     else:
         weight = table.weight.detach()
         row = weight.mean(dim=0, keepdim=True) if token is None else weight[token : token + 1]

@@ -25,7 +25,7 @@ SINKS = 4
 
 
 class Pointed(Method):
-    """Condensed reading with retrieval-guided ratios: low where the question points, the largest elsewhere.
+    """Condensed reading with retrieval-guided ratios: raw where the question points, the largest elsewhere.
 
     Args:
         question: Token ids at the end of the text that are the query.
@@ -40,7 +40,7 @@ class Pointed(Method):
         end = len(ids) - keep + 1  # what is kept beyond the question is the answer
         query = ids[end - self.question : end]
         text, config = ids[: end - self.question], model.beacon_config
-        ratios = beacon.retrieval_ratios(text, query, config, expected_length=len(ids))
+        ratios = beacon.retrieval_ratios(text, query, config, low=0, expected_length=len(ids))
         return Beacon(tuple(ratios)).read(model, ids, keep, progress)
 
     def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
