@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import beacon
 
@@ -41,6 +42,38 @@ def test_minimal_training_writes_an_adapter(tmp_path: Path) -> None:
     assert "step 2 loss" in printed
     model = beacon.load_adapter(AutoModelForCausalLM.from_pretrained(folder), out)
     assert model.beacon_config.window == 64
+
+
+def test_files_are_compressed_by_two_processes(tmp_path: Path) -> None:
+    """Caches are those of one process that reads file by file; what is there stays, what is no text is named."""
+    pytest.importorskip("accelerate")
+    sources = sorted((ROOT / "beacon").glob("*.py"), key=lambda file: file.stat().st_size)[-5:]
+    (tmp_path / "bad.bin").write_bytes(b"\xff\xfe\x00")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = ["examples/compress_files.py", tmp_path / "out", "default", *sources, "--ratio", "8", "--batch", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def compress(*more: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, [*launch, *script, "--cpu", *more])]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+    done = compress()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(" tokens, ") == 5
+    folder = beacon.default_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = beacon.load_adapter(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder / "adapter")
+    for source in sources:
+        cache = beacon.load_cache(model, tmp_path / "out" / f"{source.name}.safetensors")
+        ids = tokenizer(source.read_text(), return_tensors="pt", verbose=False).input_ids
+        alone = model.compress(ids, ratios=8)
+        kept, whole = ({**c.stats()[0], "bytes": 0} for c in (cache, alone))
+        assert kept == whole
+        torch.testing.assert_close(cache.stores[-1].memory_v[0], alone.stores[-1].memory_v[0], atol=1e-4, rtol=1e-4)
+    again = compress(tmp_path / "bad.bin")
+    assert again.returncode != 0 and "bad.bin" in again.stderr
+    assert " tokens, " not in again.stdout
 
 
 @pytest.mark.parametrize("name", ["plan", "schedule"])

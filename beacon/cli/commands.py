@@ -119,28 +119,26 @@ def ask(args: argparse.Namespace, console: Console) -> None:
     _check_device(args.device)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}; pass for example 64.")
-    text = read_file(args.context)
+    kept = args.cache is not None and args.cache.exists()
+    if args.context is None and not kept:
+        where = "no --cache" if args.cache is None else f"no file {args.cache}"
+        raise ValueError(f"--context must name a file to read, or --cache one that was read before; got {where}.")
+    if args.context is not None and kept:
+        raise ValueError(f"--cache {args.cache} holds a text already; leave --context out, or name another file.")
+    text = "" if kept else read_file(args.context)
     with console.status(f"loading {args.model}"):
         model, tokenizer = _load(args)
     if args.ratio is not None:
         check_ratio(args.ratio, model.beacon_config.step)
     ids, question = _prompt(tokenizer, text, args.question)
-    ids, question = ids.to(model.device), question.to(model.device)
-    start = time.perf_counter()
-    with _bars(console) as bars:
-        task = bars.add_task("reading", total=ids.shape[1])
-        length = ids.shape[1] + question.shape[1] + args.max_new_tokens
-        cache = model.compress(
-            ids,
-            ratios=args.ratio,
-            expected_length=length,
-            progress=lambda done, total: bars.update(task, completed=done),
-        )
-    reading = time.perf_counter() - start
+    question = question.to(model.device)
+    cache, reading = (
+        (beacon.load_cache(model, args.cache), None) if kept else _read(args, console, model, ids, question)
+    )
     start = time.perf_counter()
     out = model.generate(
         question,
-        attention_mask=question.new_ones(1, ids.shape[1] + question.shape[1]),
+        attention_mask=question.new_ones(1, cache.get_seq_length() + question.shape[1]),
         past_key_values=cache,
         max_new_tokens=args.max_new_tokens,
         do_sample=False,
@@ -149,11 +147,12 @@ def ask(args: argparse.Namespace, console: Console) -> None:
     )
     answering = time.perf_counter() - start
     stats = cache.stats()[0]
+    speed = f"{ids.shape[1] / reading:,.0f} per second" if reading else f"kept in {args.cache}"
     _show(
         console,
         ["statistics", ""],
         [
-            ["tokens read", f"{stats['text_tokens']:,} ({ids.shape[1] / reading:,.0f} per second)"],
+            ["tokens read", f"{stats['text_tokens']:,} ({speed})"],
             ["tokens answered", f"{out.shape[1] - question.shape[1]:,} in {answering:.1f} s"],
             ["entries kept", f"{stats['sinks'] + stats['beacons'] + stats['raw']:,} ({stats['beacons']:,} beacons)"],
             ["effective ratio", f"{stats['effective_ratio']:.1f}"],
@@ -161,6 +160,25 @@ def ask(args: argparse.Namespace, console: Console) -> None:
             ["attention path", stats["attention_path"]],
         ],
     )
+
+
+def _read(
+    args: argparse.Namespace, console: Console, model: Any, ids: torch.Tensor, question: torch.Tensor
+) -> tuple[beacon.BeaconCache, float]:
+    """What is read of a text, and the seconds it took; kept in a file where one is named."""
+    start = time.perf_counter()
+    with _bars(console) as bars:
+        task = bars.add_task("reading", total=ids.shape[1])
+        cache = model.compress(
+            ids.to(model.device),
+            ratios=args.ratio,
+            expected_length=ids.shape[1] + question.shape[1] + args.max_new_tokens,
+            progress=lambda done, total: bars.update(task, completed=done),
+        )
+    seconds = time.perf_counter() - start
+    if args.cache is not None:
+        beacon.save_cache(cache, model, args.cache)
+    return cache, seconds
 
 
 def _source(model: str) -> str | Path:

@@ -59,6 +59,23 @@ def test_ask_streams_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "tokens read" in printed and "sdpa" in printed
 
 
+def test_ask_goes_on_from_what_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context, kept = tmp_path / "text.py", tmp_path / "caches" / "text.safetensors"
+    context.write_text("import os\n\n\ndef f():\n    return 1\n" * 60)
+    question = ["--question", "def ", "--max-new-tokens", "3", "--cache", str(kept)]
+    assert main(["ask", "default", "--context", str(context), "--ratio", "8", *question]) == 0
+    first = capsys.readouterr().out
+    assert kept.exists()
+    assert main(["ask", "default", *question]) == 0
+    again = capsys.readouterr().out
+    assert first.split("┏")[0].strip() == again.split("┏")[0].strip() != ""  # the answer
+    assert "per second" in first and "kept in" in again
+    assert main(["ask", "default", "--context", str(context), *question]) == 2
+    assert "holds a text already" in capsys.readouterr().err
+    assert main(["ask", "default", "--question", "def "]) == 2
+    assert "--context must name a file to read, or --cache one that was read before" in capsys.readouterr().err
+
+
 def test_demo_writes_numbers_figure_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     text = tmp_path / "text.py"
