@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -17,92 +17,45 @@ CPU = torch.device("cpu")
 class Quantized:
     """Entries in eight bits: codes times scales.
 
-    Rounding errs by at most half a step: with int8 by 1/254 of the largest magnitude in an entry's head, with
-    float8_e4m3fn by 1/16 of every number, or 1/458,752 of the largest if that is more.
+    Beside the rounding of the entries' own dtype, int8 errs by at most 1/254 of the largest magnitude in an entry's
+    head, float8_e4m3fn by 1/16 of every number, or by 1/458,752 of the largest if that is more.
 
     Args:
         codes: int8 or float8_e4m3fn ``[entries, kv_heads, head_dim]``.
-        scales: ``[entries, kv_heads, 1]`` in the dtype of the entries.
+        scales: float32 ``[entries, kv_heads, 1]``.
+        dtype: Of the entries.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, entries: torch.Tensor, dtype: str) -> Quantized:
-        """Round entries ``[entries, kv_heads, head_dim]`` to eight bits, a scale for every entry and head."""
-        coded, most = EIGHT_BITS[dtype]
-        largest = entries.float().abs().amax(-1, keepdim=True)
-        scales = (largest / most).clamp(min=torch.finfo(entries.dtype).tiny).to(entries.dtype)
-        codes = (entries.float() / scales.float()).clamp(-most, most)
-        return cls((codes.round() if coded == torch.int8 else codes).to(coded), scales)
+    def of(cls, entries: torch.Tensor, name: str) -> Quantized:
+        """Round entries ``[entries, kv_heads, head_dim]`` to ``int8`` or ``float8_e4m3fn``."""
+        coded, most = EIGHT_BITS[name]
+        numbers = entries.float()
+        scales = (numbers.abs().amax(-1, keepdim=True) / most).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (numbers / scales).clamp(-most, most)
+        return cls((codes.round() if coded == torch.int8 else codes).to(coded), scales, entries.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.codes.nbytes + self.scales.nbytes
 
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-        return self.codes.device
-
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, which: slice) -> Quantized:
-        return Quantized(self.codes[which], self.scales[which])
+        return replace(self, codes=self.codes[which], scales=self.scales[which])
 
     def dense(self) -> torch.Tensor:
         """The entries in the dtype they came in."""
-        return self.codes.to(self.scales.dtype) * self.scales
+        return (self.codes.float() * self.scales).to(self.dtype)
 
 
 Chunk: TypeAlias = "torch.Tensor | Quantized"
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One row's memory keys or values at rest. Immutable, like the tensors of a store.
-
-    Args:
-        chunks: Entries in order, the older ones in larger chunks, so that there are few.
-        home: Where attention reads them.
-    """
-
-    chunks: tuple[Chunk, ...]
-    home: torch.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(chunk.nbytes for chunk in self.chunks)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.chunks))
-
-    def to(self, device: torch.device | str) -> Packed:
-        """The same to be read on another device; what rests on the CPU while that is not its home stays there."""
-        home = torch.device(device)
-        if self.chunks and self.chunks[0].device == CPU != self.home:
-            return Packed(self.chunks, home)
-        return Packed(tuple(_moved(chunk, home) for chunk in self.chunks), home)
-
-    def then(self, chunk: Chunk) -> Packed:
-        """The same and more entries."""
-        chunks = [*self.chunks, chunk]
-        while len(chunks) > 1 and len(chunks[-2]) <= len(chunks[-1]):
-            chunks[-2:] = [_joined(chunks[-2:])]
-        return Packed(tuple(chunks), self.home)
-
-    def dense(self) -> torch.Tensor:
-        """The entries as attention reads them, at home (there is at least one)."""
-        parts = [_moved(chunk, self.home) for chunk in self.chunks]
-        tensors = [part.dense() if isinstance(part, Quantized) else part for part in parts]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-AtRest: TypeAlias = "torch.Tensor | Packed"
 
 
 @dataclass(frozen=True)
@@ -123,15 +76,16 @@ class MemoryFormat:
         return self.dtype != "auto" or self.offload
 
     def rest(self, row: AtRest, home: torch.device) -> AtRest:
-        """A row's memory at rest in this format, also what was kept as it was while gradients were recorded.
+        """A row's memory in this format, whatever it was kept in before.
 
         Args:
             row: Memory keys or values.
             home: Where attention reads them.
         """
-        if isinstance(row, Packed) or not self.packs or not len(row):
+        if isinstance(row, Packed) and row.format == self:
             return row
-        return Packed((self._chunk(row),), home)
+        dense = row.dense() if isinstance(row, Packed) else row
+        return Packed((self.chunk(dense),), home, self) if self.packs and len(dense) else dense.to(home)
 
     def commit(
         self, rows: Sequence[AtRest], dense: Sequence[torch.Tensor], new: torch.Tensor, counts: Sequence[int]
@@ -141,7 +95,7 @@ class MemoryFormat:
         They are rounded at once, so that it does not matter how many windows a pass reads.
 
         Args:
-            rows: Memory keys or values at rest.
+            rows: Memory keys or values at rest, in this format or (where it does not pack) any.
             dense: The same as attention reads them, ``[m, kv_heads, head_dim]`` each.
             new: New entries, packed row after row ``[n, kv_heads, head_dim]``.
             counts: How many of them each row gets.
@@ -149,29 +103,82 @@ class MemoryFormat:
         Returns:
             The rows at rest, as attention reads them, and the new entries as it reads them.
         """
-        chunk = None if self.dtype == "auto" else Quantized.of(new, self.dtype)
-        if chunk is not None:
-            new = chunk.dense()
+        coded = None if self.dtype == "auto" else Quantized.of(new, self.dtype)
+        if coded is not None:
+            new = coded.dense()
         parts = new.split(list(counts))
         whole = [torch.cat([old, part]) if len(part) else old for old, part in zip(dense, parts, strict=True)]
         if not self.packs:
             return list(whole), whole, new
         kept: list[AtRest] = []
         for row, part, end in zip(rows, parts, accumulate(counts), strict=True):
-            at_rest = self.rest(row, new.device)
             if len(part):
-                mine = self._chunk(part if chunk is None else chunk[end - len(part) : end])
-                at_rest = at_rest.then(mine) if isinstance(at_rest, Packed) else Packed((mine,), new.device)
-            kept.append(at_rest)
+                mine = self.chunk(part if coded is None else coded[end - len(part) : end])
+                row = row.then(mine) if isinstance(row, Packed) else Packed((mine,), new.device, self)
+            kept.append(row)
         return kept, whole, new
 
-    def _chunk(self, entries: Chunk) -> Chunk:
+    def chunk(self, entries: Chunk) -> Chunk:
         """Entries as they rest, in memory of their own."""
         if self.dtype != "auto" and isinstance(entries, torch.Tensor):
             entries = Quantized.of(entries, self.dtype)
-        return _moved(entries, CPU if self.offload else entries.device, copy=True)
+        return _each(entries, _offloaded if self.offload else torch.clone)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """One row's memory keys or values at rest, at least one entry. Immutable, like the tensors of a store.
+
+    Args:
+        chunks: Entries in order.
+        home: Where attention reads them.
+        format: What they are kept in.
+    """
+
+    chunks: tuple[Chunk, ...]
+    home: torch.device
+    format: MemoryFormat
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same to be read on another device; what rests on the CPU stays there."""
+        home = torch.device(device)
+        if self.format.offload:
+            return replace(self, home=home)
+        return replace(self, home=home, chunks=tuple(_each(chunk, lambda part: part.to(home)) for chunk in self.chunks))
+
+    def then(self, chunk: Chunk) -> Packed:
+        """The same and more entries; older ones are joined into larger chunks, but for those on the CPU.
+
+        There copies from a GPU may still be on their way.
+        """
+        chunks = [*self.chunks, chunk]
+        while not self.format.offload and len(chunks) > 1 and len(chunks[-2]) <= len(chunks[-1]):
+            chunks[-2:] = [join(chunks[-2:])]
+        return replace(self, chunks=tuple(chunks))
+
+    def dense(self) -> torch.Tensor:
+        """The entries as attention reads them, at home."""
+        away = self.format.offload and self.home.type == "cuda"
+        here = (_each(chunk, lambda part: part.to(self.home, non_blocking=away)) for chunk in self.chunks)
+        parts = [part.dense() if isinstance(part, Quantized) else part for part in here]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def whole(self) -> Chunk:
+        """All entries in one chunk where they rest, once they have arrived there."""
+        if self.format.offload and self.home.type == "cuda":
+            torch.cuda.synchronize(self.home)
+        return join(self.chunks)
+
+
+AtRest: TypeAlias = "torch.Tensor | Packed"
 _Dense: TypeAlias = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
@@ -201,13 +208,20 @@ class Bringing:
         return dense
 
     def _start(self, layer: int) -> None:
-        away = [row for rows in self.memories[layer] for row in rows if isinstance(row, Packed) and _is_away(row)]
-        if not away:
-            return
-        stream = torch.cuda.Stream(away[0].home)
-        stream.wait_stream(torch.cuda.current_stream(away[0].home))  # what is on its way out has to arrive first
-        with torch.cuda.stream(stream):
-            self._ahead[layer] = take_in(*self.memories[layer]), stream
+        homes = {
+            row.home
+            for rows in self.memories[layer]
+            for row in rows
+            if isinstance(row, Packed) and row.format.offload and row.home.type == "cuda"
+        }
+        for home in homes:  # one: a layer computes in one place
+            stream = _streams.setdefault(home, torch.cuda.Stream(home))
+            stream.wait_stream(torch.cuda.current_stream(home))  # what is on its way out has to arrive first
+            with torch.cuda.stream(stream):
+                self._ahead[layer] = take_in(*self.memories[layer]), stream
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # one per GPU: its allocator keeps memory by stream
 
 
 def take_in(keys: Sequence[AtRest], values: Sequence[AtRest]) -> _Dense:
@@ -216,33 +230,30 @@ def take_in(keys: Sequence[AtRest], values: Sequence[AtRest]) -> _Dense:
     return dense_k, dense_v
 
 
-def _is_away(row: Packed) -> bool:
-    return row.home.type == "cuda" and any(chunk.device == CPU for chunk in row.chunks)
+def join(chunks: Sequence[Chunk]) -> Chunk:
+    """Chunks of one kind in one.
+
+    Raises:
+        TypeError: They are of several.
+    """
+    coded = [chunk for chunk in chunks if isinstance(chunk, Quantized)]
+    plain = [chunk for chunk in chunks if isinstance(chunk, torch.Tensor)]
+    if coded and plain:
+        raise TypeError("chunks to join must be of one kind, got coded and plain ones; bring them to one format first.")
+    if plain:
+        return torch.cat(plain)
+    codes, scales = (torch.cat([getattr(chunk, part) for chunk in coded]) for part in ("codes", "scales"))
+    return replace(coded[0], codes=codes, scales=scales)
 
 
-def _moved(chunk: Chunk, device: torch.device, copy: bool = False) -> Chunk:
-    """A chunk on another device, without waiting for it to arrive there."""
+def _each(chunk: Chunk, change: Callable[[torch.Tensor], torch.Tensor]) -> Chunk:
     if isinstance(chunk, Quantized):
-        return Quantized(_tensor_moved(chunk.codes, device, copy), _tensor_moved(chunk.scales, device, copy))
-    return _tensor_moved(chunk, device, copy)
+        return replace(chunk, codes=change(chunk.codes), scales=change(chunk.scales))
+    return change(chunk)
 
 
-def _tensor_moved(tensor: torch.Tensor, device: torch.device, copy: bool) -> torch.Tensor:
-    if device == CPU and tensor.device.type == "cuda":
+def _offloaded(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; from a GPU into pinned memory, without waiting for it to arrive."""
+    if tensor.device.type == "cuda":
         return torch.empty_like(tensor, device=CPU, pin_memory=True).copy_(tensor, non_blocking=True)
-    return tensor.to(device, non_blocking=True, copy=copy)
-
-
-def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    if isinstance(chunks[0], Quantized):
-        codes = _cat([chunk.codes for chunk in chunks if isinstance(chunk, Quantized)])
-        return Quantized(codes, _cat([chunk.scales for chunk in chunks if isinstance(chunk, Quantized)]))
-    return _cat([chunk for chunk in chunks if isinstance(chunk, torch.Tensor)])
-
-
-def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
-    if not any(tensor.is_pinned() for tensor in tensors):
-        return torch.cat(tensors)
-    torch.cuda.synchronize()  # copies to pinned memory may be on their way
-    size = sum(map(len, tensors))
-    return torch.cat(tensors, out=torch.empty(size, *tensors[0].shape[1:], dtype=tensors[0].dtype, pin_memory=True))
+    return tensor.to(CPU, copy=True)

@@ -284,9 +284,11 @@ class BeaconAttention(nn.Module):
             parts=parts,
         )
         raw_out, beacon_out = beacon_pass.attend(rotated, here.plan)
-        out: torch.Tensor = self.o_proj(raw_out.flatten(1))
+        inner = raw_out.flatten(1)
+        out: torch.Tensor = self.o_proj(inner)
         if torch.is_grad_enabled():
-            out = self._tie(out, ties, ("o", "q") if last else ("o",) if beacon_out is None else ())
+            idle = {"o": inner[:0], "q": raw[:0]} if last else {"o": inner[:0]} if beacon_out is None else {}
+            out = self._tie(out, ties, idle)
         if beacon_out is None:
             return out
         own_o = getattr(self, "beacon_o_proj", self.o_proj)
@@ -318,7 +320,7 @@ class BeaconAttention(nn.Module):
         assert k is not None and v is not None
         return out["q"], k, v
 
-    def _tie(self, out: torch.Tensor, empty: list[torch.Tensor], idle: tuple[str, ...]) -> torch.Tensor:
+    def _tie(self, out: torch.Tensor, empty: list[torch.Tensor], idle: dict[str, torch.Tensor]) -> torch.Tensor:
         """Add 0 times the trainable projections that a pass does without (a text too short, the last layer).
 
         Parallel engines wait for a gradient of every parameter from every process. Inside the layer, for there the
@@ -327,12 +329,11 @@ class BeaconAttention(nn.Module):
         Args:
             out: ``[n, hidden]``.
             empty: What projections made of no beacons.
-            idle: Names of projections that have not been called.
+            idle: Names of projections that have not been called, each with an input of no rows.
         """
-        own = (getattr(self, f"beacon_{name}_proj", None) for name in idle)
-        called = [p for p in own if p is not None and any(parameter.requires_grad for parameter in p.parameters())]
+        own = [(getattr(self, f"beacon_{name}_proj", None), nothing.detach()) for name, nothing in idle.items()]
         sums = [part.sum() for part in empty if part.requires_grad]
-        sums += [p(out.new_zeros(0, p.in_features)).sum() for p in called]
+        sums += [p(x).sum() for p, x in own if p is not None and any(w.requires_grad for w in p.parameters())]
         return out + torch.stack(sums).sum().to(out.dtype) if sums else out
 
     def _keep(

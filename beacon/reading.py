@@ -17,7 +17,7 @@ from beacon.memory import MemoryFormat
 from beacon.modules import BeaconPass, Rotary
 from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
-from beacon.segments import ALL, share_out, windows_per_pass
+from beacon.segments import ALL, share_out, shares_passes, windows_per_pass
 from beacon.text import NewText
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,8 @@ def read(
         try:
             out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
         except torch.OutOfMemoryError:
-            if sum(taken) == 1 or one_pass or torch.is_grad_enabled():  # gradients hold what earlier passes took
+            together = one_pass or shares_passes(model)  # the other processes did not run out
+            if sum(taken) == 1 or together or torch.is_grad_enabled():  # gradients hold what earlier passes took
                 raise
             most = sum(taken) // 2
             logger.warning("out of memory reading %d windows at once; going on with %d a pass", sum(taken), most)

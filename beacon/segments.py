@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 PASS_TOKENS = 8192  # enough for matrix products at full speed; more only takes memory
+CPU_PASS_TOKENS = 2048  # enough there, and what a layer makes stays in the cache and in memory that is used again
 SHARE = 0.5  # of a GPU's free memory that a pass may take; the rest is for memory and logits
 ALL = 1 << 30  # windows
 
 
 def windows_per_pass(model: Any, device: torch.device, window: int, tokens: int) -> int:
     """Windows in one pass, over all rows: all of them while gradients are recorded, else what memory holds.
+
+    Under tensor parallelism not what each process's memory holds, for they would differ.
 
     All rows' decoded tokens are one pass, for which the device is not asked.
 
@@ -25,10 +28,15 @@ def windows_per_pass(model: Any, device: torch.device, window: int, tokens: int)
     """
     if torch.is_grad_enabled() or tokens <= window:
         return ALL
-    most = PASS_TOKENS
-    if device.type == "cuda":
+    most = CPU_PASS_TOKENS if device.type == "cpu" else PASS_TOKENS
+    if device.type == "cuda" and not shares_passes(model):
         most = min(most, int(SHARE * _free_bytes(device)) // bytes_per_token(model))
     return ALL if tokens <= most else max(1, most // window)
+
+
+def shares_passes(model: Any) -> bool:
+    """Whether several processes compute each pass together (tensor parallelism), so that all have to make the same."""
+    return (getattr(model, "_tp_size", None) or 1) > 1
 
 
 def bytes_per_token(model: Any) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 
 CONFIG_FILE = "beacon_config.json"
 WEIGHTS_FILE = "beacon_model.safetensors"
+SAMPLES = 64  # numbers of each weight in `sample_weights`
 
 
 def is_beacon_weight(name: str) -> bool:
@@ -52,6 +53,19 @@ def collect_weights(model: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
+def sample_weights(model: Any) -> torch.Tensor:
+    """Some numbers of every beacon weight, by which to know them again: float32 on the CPU."""
+    samples = []
+    for name, parameter in sorted(beacon_parameters(model).items()):
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with _whole(module, parameter):
+            flat = getattr(module, leaf).detach().flatten()
+            places = torch.arange(SAMPLES, device=flat.device) * (len(flat) - 1) // (SAMPLES - 1)
+            samples.append(flat[places].to("cpu", torch.float32))
+    return torch.cat(samples)
+
+
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is spread over processes (DTensor)."""
     return hasattr(tensor, "full_tensor")
@@ -59,7 +73,7 @@ def is_sharded(tensor: Any) -> bool:
 
 def is_tensor_parallel(tensor: Any) -> bool:
     """Whether Hugging Face's tensor parallelism has spread a tensor over processes."""
-    return is_sharded(tensor) and "tp" in (tensor.device_mesh.mesh_dim_names or ())
+    return is_sharded(tensor) and tuple(tensor.device_mesh.mesh_dim_names or ()) == ("tp",)
 
 
 def spread_like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:

@@ -22,6 +22,7 @@ from beacon.weights import is_sharded, is_tensor_parallel
 logger = logging.getLogger(__name__)
 
 EMBEDDING = "beacon_embed_tokens"
+GATHERED = ("colwise_gather_output", "colwise_rep")  # styles of tensor parallelism whose outputs are whole
 
 
 def wrap(hf_model: Any, config: BeaconConfig | None = None) -> Any:
@@ -206,7 +207,8 @@ def _check_forward(module: nn.Module) -> None:
 def _check_finite(hf_model: Any) -> None:
     """Refuse NaN and inf in any plain floating-point parameter that is here, before beacons inherit them."""
     bad = []
-    for name, parameter in hf_model.named_parameters():
+    for name, whole in hf_model.named_parameters():
+        parameter: Any = whole.to_local() if is_tensor_parallel(whole) else whole
         plain = parameter.is_floating_point() and parameter.dtype.itemsize > 1 and type(parameter.data) is torch.Tensor
         if plain and not parameter.is_meta and parameter.numel():
             low, high = parameter.aminmax()  # both are NaN where any is; no mask as large as the weight
@@ -229,19 +231,16 @@ def _new_projections(
         leaf = fused or f"{name}_proj"
         source = f"model.layers.{layer}.self_attn.{leaf}"
         projection = getattr(attention, leaf)
-        style = (
-            plan.get(f"model.layers.*.self_attn.{leaf}")
-            if is_tensor_parallel(getattr(projection, "weight", None))
-            else None
-        )
-        if style is not None and fused is None:
-            own[name] = _parallel_copy(projection, style)
-            continue
-        if style not in (None, "colwise_rep", "colwise_gather_output"):
-            raise NotImplementedError(
-                f"{source} is spread over processes as {style!r}, which beacons cannot follow; load the model without "
-                "tensor parallelism, or with that projection's output gathered (colwise_gather_output)."
-            )
+        if is_tensor_parallel(getattr(projection, "weight", None)):
+            style = plan.get(f"model.layers.*.self_attn.{leaf}")
+            if style is None or (fused is not None and style not in GATHERED):
+                raise NotImplementedError(
+                    f"{source} is spread over processes as {style!r}, which beacons cannot follow; load the model "
+                    f"without tensor parallelism, or with {GATHERED[0]!r} for this module."
+                )
+            if fused is None:
+                own[name] = _parallel_copy(projection, style)
+                continue
         weight, bias = _dense(projection, source)
         if fused is not None:
             place = "qkv".index(name)
@@ -280,7 +279,9 @@ def _dense(projection: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | Non
     bias = getattr(projection, "bias", None)
     weight: Any = getattr(projection, "weight", None)
     if is_sharded(weight):
-        return weight.full_tensor().detach(), None if bias is None else bias.full_tensor().detach()
+        parts: list[Any] = [weight, bias]
+        weight, bias = (part.full_tensor() if is_sharded(part) else part for part in parts)
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
     if type(projection) is nn.Linear and type(weight.data) is torch.Tensor and not weight.is_meta:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
     try:
@@ -315,13 +316,10 @@ def _ask(projection: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _new_embedding(hf_model: Any) -> nn.Embedding:
     table = hf_model.model.embed_tokens
     token = _first_token(hf_model.config, table.num_embeddings)
-    if table.weight.is_meta:
-        device = table._hf_hook.execution_device
-        rows = table(torch.arange(table.num_embeddings, device=device) if token is None else torch.tensor([token]))
-        row = rows.mean(dim=0, keepdim=True)
-    elif is_sharded(table.weight):
-        rows = table(torch.arange(table.num_embeddings, device=table.weight.device))
-        row = rows.mean(dim=0, keepdim=True) if token is None else rows[token : token + 1]
+    if table.weight.is_meta or is_sharded(table.weight):
+        device = table._hf_hook.execution_device if table.weight.is_meta else table.weight.device
+        every = torch.arange(table.num_embeddings) if token is None else torch.tensor([token])
+        row = table(every.to(device)).mean(dim=0, keepdim=True)
     else:
         weight = table.weight.detach()
         row = weight.mean(dim=0, keepdim=True) if token is None else weight[token : token + 1]

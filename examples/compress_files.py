@@ -4,7 +4,8 @@
     beacon ask default --cache caches/book.txt.safetensors --question "# the pass key is "
 
 Every process takes a share of the files and reads a batch at once, whose windows share passes. Files whose cache is
-there already are not read again; what cannot be read is named at the end and does not stop the others.
+there already are not read again; what cannot be read is named at the end and does not stop the others. Texts are read
+as they are, without a chat template.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def main() -> None:
     model = beacon.load_adapter(model.to(state.device).eval(), args.adapter or Path(folder) / "adapter")
 
     failed = []
-    with state.split_between_processes([place for place in places if not place.exists()]) as share:
+    with state.split_between_processes(list(places)) as whole_share:
+        share = [place for place in whole_share if not place.exists()]
         for first in range(0, len(share), args.batch):
             batch, documents = [], []
             for place in share[first : first + args.batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,13 @@ def test_answers_are_generated_from_a_file(tmp_path: Path) -> None:
 def test_another_dtype_takes_it(tmp_path: Path) -> None:
     model = wrapped(fixed(memory_dtype="int8"))
     cache = model.compress(random_ids(1, 50))
-    half = wrapped(fixed(memory_dtype="int8")).to(torch.bfloat16)
-    loaded = beacon.load_cache(half, beacon.save_cache(cache, model, tmp_path / "text.safetensors"))
+    file = beacon.save_cache(cache, model, tmp_path / "text.safetensors")
     with torch.no_grad():
-        ours = half(random_ids(1, 9, seed=2), past_key_values=loaded).logits
-        theirs = model(random_ids(1, 9, seed=2), past_key_values=cache).logits
-    assert ours.dtype == torch.bfloat16 and (ours - theirs).norm() < 0.05 * theirs.norm()
+        theirs = model(random_ids(1, 9, seed=2), past_key_values=cache.fork()).logits
+        for dtype in (torch.bfloat16, torch.float16):
+            half = wrapped(fixed(memory_dtype="int8")).to(dtype)
+            ours = half(random_ids(1, 9, seed=2), past_key_values=beacon.load_cache(half, file)).logits
+            assert ours.dtype == dtype and (ours - theirs).norm() < 0.05 * theirs.norm()
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
@@ -121,6 +123,34 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["layers.1.memory_v.0"]
     with safe_open(file, framework="pt") as opened:
-        save_file(tensors, tmp_path / "less.safetensors", metadata=opened.metadata())
-    with pytest.raises(ValueError, match=r"must hold layers\.1\.memory_v\.0"):
+        metadata = opened.metadata()
+    save_file(tensors, tmp_path / "less.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"got a damaged one .KeyError..layers\.1\.memory_v\.0"):
         beacon.load_cache(model, tmp_path / "less.safetensors")
+    tensors["layers.1.memory_v.0"] = torch.zeros(3, 2, 8)
+    save_file(tensors, tmp_path / "less.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="must hold 20 entries of memory_v in row 0, got 3"):
+        beacon.load_cache(model, tmp_path / "less.safetensors")
+    for changed, what in (
+        ({"states": [7]}, "damaged"),
+        ({"base": []}, "damaged"),
+        ({"format_version": 2}, "must have"),
+    ):
+        content = {**json.loads(metadata["beacon_cache"]), **changed}
+        save_file(load_file(file), tmp_path / "less.safetensors", metadata={"beacon_cache": json.dumps(content)})
+        with pytest.raises(ValueError, match=what):
+            beacon.load_cache(model, tmp_path / "less.safetensors")
+
+
+def test_weights_may_be_offloaded(tmp_path: Path) -> None:
+    """accelerate keeps them elsewhere; memory goes where the modules compute."""
+    accelerate = pytest.importorskip("accelerate")
+    model = wrapped(fixed())
+    cache = model.compress(random_ids(1, 50))
+    file = beacon.save_cache(cache, model, tmp_path / "text.safetensors")
+    away = accelerate.cpu_offload(wrapped(fixed()), execution_device=torch.device("cpu"))
+    ids = random_ids(1, 20, seed=2)
+    with torch.no_grad():
+        ours = away(ids, past_key_values=beacon.load_cache(away, file), labels=ids)
+        theirs = model(ids, past_key_values=cache, labels=ids)
+    torch.testing.assert_close(ours.loss, theirs.loss)

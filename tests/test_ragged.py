@@ -137,7 +137,7 @@ def test_rows_draw_ratios_of_their_own() -> None:
 
 @pytest.mark.parametrize("segment", [1, None])
 def test_documents_of_any_lengths_share_passes(segment: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "PASS_TOKENS", 64)
+    monkeypatch.setattr(segments, "CPU_PASS_TOKENS", 64)
     config = fixed(16, 4)
     model = wrapped(config.replace(segment=segment), dtype=torch.float64)
     documents = [random_ids(1, length, seed=length)[0] for length in (90, 3, 200, 33)]

@@ -90,7 +90,7 @@ def test_segments_agree_in_float32(placement: str) -> None:
 
 def test_without_gradients_long_texts_are_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default number of windows per pass bounds the activations; progress says how far it is."""
-    monkeypatch.setattr(segments, "PASS_TOKENS", 100)
+    monkeypatch.setattr(segments, "CPU_PASS_TOKENS", 100)
     model, ids, seen = wrapped(fixed(16, 8)), random_ids(2, 250), []
     cache = model.compress(ids, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 500) for done in (96, 192, 288, 384, 480, 500)]
@@ -159,7 +159,7 @@ def test_a_gpu_reads_as_many_windows_as_its_free_memory_holds(
 
 def test_all_rows_decode_in_one_pass_and_ask_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small a pass is: a decoded token is a window of one token in every row."""
-    monkeypatch.setattr(segments, "PASS_TOKENS", 32)
+    monkeypatch.setattr(segments, "CPU_PASS_TOKENS", 32)
     model = wrapped(fixed(16, 4))
     cache = model.compress(random_ids(9, 50))
     memory = SmallMemory(monkeypatch, 100)

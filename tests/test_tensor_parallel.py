@@ -50,11 +50,20 @@ def compare(folder: Path) -> None:
         ours, theirs = both(ids, use_cache=True), alone(ids, use_cache=True)
         close(ours.logits, theirs.logits, 1e-5, folder.name)
         close(both(ids[:, :6]).logits, alone(ids[:, :6]).logits, 1e-5, folder.name)  # the stock attention
+    both.train()
+    loss = both(ids, labels=ids).loss  # gradients reach each process's share
+    loss.backward()
+    alone.train()(ids, labels=ids).loss.backward()
+    close(loss, alone(ids, labels=ids).loss, 1e-5, folder.name)
+    mine, whole = (m.model.layers[0].self_attn.beacon_o_proj.weight.grad for m in (both, alone))
+    close(mine.full_tensor(), whole, 1e-4, folder.name)
+    both.eval()
+    alone.eval()
     assert torch.equal(both.generate(ids, **settings), alone.generate(ids, **settings))
     held, whole = (out.past_key_values.stores[0].memory_k[0].shape[1] for out in (ours, theirs))
     gathered = folder.name in ("phi3", "olmo2")  # projections whose output every process gets whole
     assert held == (whole if gathered else whole // 2)
-    with pytest.raises(NotImplementedError, match="spread over processes"):
+    with pytest.raises(NotImplementedError, match="spread over several"):
         beacon.save_cache(ours.past_key_values, both, folder / "text.safetensors")
     fresh = beacon.wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, tp_plan="auto"), CONFIG)
     copied = fresh.model.layers[0].self_attn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,12 +120,16 @@ def ask(args: argparse.Namespace, console: Console) -> None:
     _check_device(args.device)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}; pass for example 64.")
+    if args.cache is not None and args.cache.is_dir():
+        raise IsADirectoryError(f"--cache must name a file, got the folder {args.cache}; name one in it.")
     kept = args.cache is not None and args.cache.exists()
     if args.context is None and not kept:
         where = "no --cache" if args.cache is None else f"no file {args.cache}"
         raise ValueError(f"--context must name a file to read, or --cache one that was read before; got {where}.")
-    if args.context is not None and kept:
-        raise ValueError(f"--cache {args.cache} holds a text already; leave --context out, or name another file.")
+    if kept and (args.context is not None or args.ratio is not None):
+        raise ValueError(f"--cache {args.cache} is there already: leave --context and --ratio out, or name another.")
+    if args.cache is not None and not kept:
+        _check_writable(args.cache)
     text = "" if kept else read_file(args.context)
     with console.status(f"loading {args.model}"):
         model, tokenizer = _load(args)
@@ -197,6 +202,13 @@ def _check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output must be a folder, got the file {folder}; name another.")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_writable(file: Path) -> None:
+    """Find out before minutes of reading whether what was read can be kept."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"--cache must lie in a folder that can be written, got {file}; name another.")
 
 
 def _check_device(name: str) -> None:

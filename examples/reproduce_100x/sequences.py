@@ -82,8 +82,8 @@ class Sequences:
             kind: As in `draw_needles`; None draws it.
             apart: Tokens of code between a needle and a question for it, at least.
             most: Needles, at most; by default one for every 100 tokens and one more, up to 9.
-            borders: Share of needles that are moved to where the border of two strides cuts them, half of them within
-                the answer.
+            borders: Share of needles that are moved to a border of two strides, half of them so that it would cut the
+                answer; about half are cut (a border may be the text's end, or other lines may move them on).
 
         Returns:
             Tokens int64 ``[seqlen]`` and loss weights of each token as a target, float32 ``[seqlen]``.

@@ -54,7 +54,7 @@ def open_pass(model: nn.Module, ids: Tensor, ratios: int | list[int], past: Memo
     state, stores = RowState(0), []
     if past is not None:
         size = len(past[0][0])
-        state = RowState(0, memory=size, sinks=config.sink, ratios=Ratios((max(config.ratios),)))
+        state = RowState(0, memory=size, sinks=config.sink, ratios=Ratios().then(max(config.ratios)))
         table = model.beacon_rotary().table(torch.arange(size, device=ids.device), torch.float32)
         for k, v in past:
             nothing = [v.new_empty(0, *v.shape[1:])] * rows

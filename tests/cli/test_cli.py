@@ -20,6 +20,7 @@ OPTIONS = {
     "info": ["--lengths", "MODEL"],
     "ask": [
         "--adapter",
+        "--cache",
         "--context",
         "--device",
         "--dtype",
@@ -71,7 +72,10 @@ def test_ask_goes_on_from_what_was_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert first.split("┏")[0].strip() == again.split("┏")[0].strip() != ""  # the answer
     assert "per second" in first and "kept in" in again
     assert main(["ask", "default", "--context", str(context), *question]) == 2
-    assert "holds a text already" in capsys.readouterr().err
+    assert "is there already: leave --context and --ratio out" in capsys.readouterr().err
+    assert main(["ask", "default", *question, "--ratio", "8"]) == 2
+    assert main(["ask", "default", "--question", "def ", "--cache", str(tmp_path)]) == 2
+    assert "--cache must name a file" in capsys.readouterr().err
     assert main(["ask", "default", "--question", "def "]) == 2
     assert "--context must name a file to read, or --cache one that was read before" in capsys.readouterr().err
 
