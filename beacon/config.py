@@ -89,7 +89,8 @@ class BeaconConfig:
         attention_path: ``auto`` or the name of the implementation (``reference``, ``sdpa``, ``flex``, ``flash``,
             ``triton``). An explicit choice never falls back.
         memory_dtype: What memory is kept in between passes: ``auto`` (the model's dtype), ``int8``, or
-            ``float8_e4m3fn``, with a scale per entry and head. While gradients are recorded it is ``auto``.
+            ``float8_e4m3fn``, with a scale per entry and head. Each pass, so each decoded token too, brings a layer's
+            memory back to the model's dtype while it is read. While gradients are recorded it is ``auto``.
         offload_memory: Keep memory on the CPU between passes; each layer's is brought in while the one before computes.
 
     Raises:

@@ -44,26 +44,28 @@ def write_adapter(folder: Path, manifest: str, weights: dict[str, torch.Tensor])
 def collect_weights(model: Any) -> dict[str, torch.Tensor]:
     """The beacon weights, whole, on the CPU; those that accelerate has offloaded are brought in one by one."""
     weights = {}
-    for name, parameter in beacon_parameters(model).items():
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        with _whole(module, parameter):
-            tensor = getattr(module, leaf).detach()
-            weights[name] = (tensor.full_tensor() if is_sharded(tensor) else tensor).to("cpu").contiguous()
+    for name, tensor in _brought_in(model):
+        weights[name] = (tensor.full_tensor() if is_sharded(tensor) else tensor).to("cpu").contiguous()
     return weights
 
 
 def sample_weights(model: Any) -> torch.Tensor:
     """Some numbers of every beacon weight, by which to know them again: float32 on the CPU."""
     samples = []
-    for name, parameter in sorted(beacon_parameters(model).items()):
+    for _, tensor in _brought_in(model):
+        flat = tensor.flatten()
+        places = torch.arange(SAMPLES, device=flat.device) * (len(flat) - 1) // (SAMPLES - 1)
+        samples.append(flat[places].to("cpu", torch.float32))
+    return torch.cat(samples)
+
+
+def _brought_in(model: Any) -> Iterator[tuple[str, Any]]:
+    """Names and beacon weights, each here for as long as it is looked at."""
+    for name, parameter in beacon_parameters(model).items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         with _whole(module, parameter):
-            flat = getattr(module, leaf).detach().flatten()
-            places = torch.arange(SAMPLES, device=flat.device) * (len(flat) - 1) // (SAMPLES - 1)
-            samples.append(flat[places].to("cpu", torch.float32))
-    return torch.cat(samples)
+            yield name, getattr(module, leaf).detach()
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -55,7 +55,8 @@ def measure(work: Path, results: Path, texts: int, keys: int) -> Path:
     tokenizer, _, held_out = load_corpus(work)
     drawn = long_texts(held_out, max(CONTEXTS) + TARGETS, texts)
     settings = {"targets": TARGETS, "texts": [name for name, _ in drawn], "keys": keys}
-    record = Record(results / "ablations.json", "perplexity and passkeys by variant", settings, COMMAND)
+    command = f"{COMMAND} --texts {texts} --keys {keys}"
+    record = Record(results / "ablations.json", "perplexity and passkeys by variant", settings, command)
     for variant in VARIANTS:
         base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32).eval()
         model = beacon.load_adapter(base, work / variant.replace(" ", "-"))
