@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
-from beacon.config import BeaconConfig
+from beacon.config import BeaconConfig, check_whole
 from beacon.modules import LayerStore, Rotary, rotate, unrotate
 from beacon.plan import RowState, Span
+from beacon.slots import Slots
 
 
 class ColumnLog:
@@ -72,7 +73,8 @@ class BeaconCache(Cache):
 
     As long as nothing is condensed (short texts, ratio 0) it holds an ordinary ``DynamicCache`` that the stock
     attention reads and writes (``stock``); from the first beacon on, one :class:`~beacon.modules.LayerStore` per
-    layer.
+    layer. Where room is reserved, decoded tokens go into buffers of fixed size (``slots``) instead, from which every
+    other use copies.
 
     Args:
         config: Configuration of the wrapped model.
@@ -83,6 +85,8 @@ class BeaconCache(Cache):
     def __init__(self, config: BeaconConfig, owner: str, rows: int) -> None:
         super().__init__(layers=[])
         self.config, self.owner = config, owner
+        self._states: list[RowState] = []
+        self._ahead = 0
         self.states = [RowState(row) for row in range(rows)]
         self.stores: list[LayerStore] = []
         self.stock: DynamicCache | None = DynamicCache()
@@ -94,6 +98,57 @@ class BeaconCache(Cache):
         self.last_hidden: list[torch.Tensor | None] = [None] * rows
         self.attention_path = "none yet"
         self.warned = False
+        self.max_tokens: int | None = None
+        self.slots: Slots | None = None
+        self.in_slots = False
+
+    @property
+    def states(self) -> list[RowState]:
+        """Where every row stands."""
+        if self._ahead:
+            count, self._ahead = self._ahead, 0
+            self._states = [replace(state, tokens=state.tokens + count) for state in self._states]
+        return self._states
+
+    @states.setter
+    def states(self, states: list[RowState]) -> None:
+        self._states, self._ahead = states, 0
+        self.mark = object()  # of these states; not of what advance makes of them
+
+    def advance(self, tokens: int) -> None:
+        """Every row has read tokens that changed nothing else (told in one number: decoding does it for each token)."""
+        self._ahead += tokens
+
+    def reserve(self, max_tokens: int) -> BeaconCache:
+        """Decode with static shapes from now on, in buffers that are made before the first decoded token.
+
+        Args:
+            max_tokens: Text tokens of a row, prompt included, that find room; for longer texts the buffers grow.
+
+        Returns:
+            The cache itself.
+
+        Raises:
+            NotImplementedError: Memory in eight bits or on the CPU.
+            TypeError: Not an int.
+            ValueError: No token.
+        """
+        check_whole("max_tokens", max_tokens, 1)
+        if self.config.memory_dtype != "auto" or self.config.offload_memory:
+            raise NotImplementedError(
+                "a static cache keeps memory in the model's dtype where it computes, got memory_dtype="
+                f"{self.config.memory_dtype!r} and offload_memory={self.config.offload_memory}; leave these out, or "
+                "use the ordinary cache that compress returns."
+            )
+        self.max_tokens = max_tokens
+        return self
+
+    def become(self, other: BeaconCache) -> None:
+        """Take another cache's content; buffers stay, to be filled again."""
+        slots = self.slots
+        self.__dict__.update(other.__dict__)
+        if other.slots is None:
+            self.slots = slots
 
     # -- what Hugging Face asks a cache -------------------------------------------------------------------------
 
@@ -112,7 +167,17 @@ class BeaconCache(Cache):
     @property
     def batch_size(self) -> int:
         """Rows held."""
-        return len(self.states)
+        return len(self._states)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the first layer's entries are; None before anything is read."""
+        if self.in_slots and self.slots is not None:
+            return self.slots.layers[0].k.device
+        if self.stores:
+            return self.stores[0].open_k[0].device
+        held = [layer.keys.device for layer in self.stock.layers if layer.is_initialized] if self.stock else []
+        return held[0] if held else None
 
     @property
     def is_initialized(self) -> bool:
@@ -148,12 +213,16 @@ class BeaconCache(Cache):
     def reset(self) -> None:
         """Forget everything read."""
         fresh = BeaconCache(self.config, self.owner, len(self.states))
-        self.__dict__.update(fresh.__dict__)
+        fresh.max_tokens = self.max_tokens
+        self.become(fresh)
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
     def fork(self) -> BeaconCache:
-        """An independent cache that shares the tensors read so far (nothing is copied, nothing written in place)."""
+        """An independent cache that shares the tensors read so far (nothing is copied, nothing written in place).
+
+        While a static cache is decoding its buffers are copied; compress once and fork before.
+        """
         return self.select(range(len(self.states)))
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> BeaconCache:
@@ -170,7 +239,10 @@ class BeaconCache(Cache):
         if not all(-held <= row < held for row in rows):
             raise ValueError(f"rows must lie in [0, {held}), got {rows}; this cache holds {held} rows.")
         rows = [row % held for row in rows]
+        if self.in_slots:
+            return self._out_of_slots().select(rows)
         other = copy.copy(self)
+        other.slots = None  # nobody else's
         same = rows == list(range(len(self.states)))
         other.states = [self.states[row] for row in rows]
         other.last_hidden = [self.last_hidden[row] for row in rows]
@@ -186,21 +258,32 @@ class BeaconCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: row i becomes row ``beam_idx[i]``."""
-        self.__dict__.update(self.select(beam_idx.tolist()).__dict__)
+        self.become(self.select(beam_idx.tolist()))
 
     batch_select_indices = reorder_cache
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row ``repeats`` times, side by side."""
         rows = [row for row in range(len(self.states)) for _ in range(repeats)]
-        self.__dict__.update(self.select(rows).__dict__)
+        self.become(self.select(rows))
+
+    def _out_of_slots(self) -> BeaconCache:
+        """The same content in tensors of its own."""
+        assert self.slots is not None
+        states = self.states
+        other = copy.copy(self)
+        other.stores = self.slots.stores(self.config, states)
+        hidden = self.slots.hidden
+        other.last_hidden = [None] * len(self.states) if hidden is None else list(hidden.clone().unbind())
+        other.slots, other.in_slots = None, False
+        return other
 
     def to(self, device: torch.device | str) -> BeaconCache:
         """The same cache on another device (ids stay on the CPU)."""
         other = self.fork()
-        other.stores = [store.to(device) for store in self.stores]
-        other.last_hidden = [None if h is None else h.to(device) for h in self.last_hidden]
-        other.stock_positions = [positions.to(device) for positions in self.stock_positions]
+        other.stores = [store.to(device) for store in other.stores]
+        other.last_hidden = [None if h is None else h.to(device) for h in other.last_hidden]
+        other.stock_positions = [positions.to(device) for positions in other.stock_positions]
         if other.stock is not None:
             for layer in other.stock.layers:
                 if layer.is_initialized:
@@ -245,6 +328,8 @@ class BeaconCache(Cache):
         self.columns.crop(count)
         self.states = states
         self.last_hidden = [None] * len(states)
+        if self.slots is not None:
+            self.slots.hidden = None
 
     # -- leaving the stock phase -----------------------------------------------------------------------------------
 
@@ -281,7 +366,9 @@ class BeaconCache(Cache):
         """Per row: text tokens read, entries held by kind, bytes, effective ratio, attention path."""
         report = []
         for row, state in enumerate(self.states):
-            if self.stock is None:
+            if self.in_slots and self.slots is not None:
+                size = self.slots.nbytes // len(self.states)
+            elif self.stock is None:
                 size = sum(store.nbytes(row) for store in self.stores)
             else:
                 layers = [layer for layer in self.stock.layers if layer.is_initialized]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from beacon.cache import BeaconCache
-from beacon.identity import base_fingerprint
+from beacon.identity import base_fingerprint, home_of
 from beacon.memory import CPU, EIGHT_BITS, AtRest, Chunk, MemoryFormat, Packed, Quantized
 from beacon.model import BeaconModel
 from beacon.modules import LayerStore
@@ -53,6 +53,7 @@ def save_cache(cache: BeaconCache, model: Any, path: str | os.PathLike[str]) -> 
     if not cache.is_initialized:
         raise ValueError("a cache to save must have read something, got an empty one; call model.compress(...) first.")
     _check_whole(model, "save_cache")
+    cache = cache.fork()  # out of the buffers of a static one
     ids, mask = cache.columns.read()
     tensors = {"ids": ids, "mask": mask, "beacons": sample_weights(model)}
     for layer, store in enumerate(cache.stores):
@@ -137,9 +138,9 @@ def _build(model: Any, content: dict[str, Any], tensors: dict[str, torch.Tensor]
     cache.expected_length, cache.attention_path = content["expected_length"], content["attention_path"]
     dtype, memory = model.model.embed_tokens.weight.dtype, MemoryFormat(config.memory_dtype, config.offload_memory)
     rows = range(len(cache.states))
-    hidden, last = (tensors.get(f"last_hidden.{row}") for row in rows), _home(model.model.norm)
+    hidden, last = (tensors.get(f"last_hidden.{row}") for row in rows), home_of(model.model.norm)
     cache.last_hidden = [None if h is None else h.to(last, dtype) for h in hidden]
-    homes = [_home(layer) for layer in model.model.layers]
+    homes = [home_of(layer) for layer in model.model.layers]
     for layer in range(content["layers"]):
         names = ([f"layers.{layer}.{kind}.{row}" for row in rows] for kind in KINDS)
         memory_k, memory_v, open_k, open_v = ([_chunk(tensors, name, dtype) for name in of_kind] for of_kind in names)
@@ -205,15 +206,6 @@ def _check_sizes(cache: BeaconCache, path: Path) -> None:
                         f"{path} must hold {wanted} entries of {kind} in row {row}, got {found}; it is damaged, read "
                         "the text again."
                     )
-
-
-def _home(module: torch.nn.Module) -> torch.device:
-    """Where a module computes, also while accelerate has offloaded its weights."""
-    for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return next(parameter.device for parameter in module.parameters())
 
 
 def _as_tensors(name: str, kept: AtRest) -> dict[str, torch.Tensor]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from beacon.attention import slot_path
 from beacon.cache import BeaconCache
-from beacon.identity import is_disabled
+from beacon.config import check_whole
+from beacon.decoding import is_quiet
+from beacon.identity import Wrapping, is_disabled
 from beacon.text import check_ids, check_mask, new_text
+
+LOOK = 16  # tokens between two looks at whether all rows have ended; each waits for the device
 
 
 class BeaconGeneration(nn.Module):
@@ -18,6 +26,7 @@ class BeaconGeneration(nn.Module):
     model: Any
     generation_config: Any
     beacon_cache: Any
+    beacon_wrapping: Wrapping
 
     @property
     def _is_stateful(self) -> bool:
@@ -61,7 +70,100 @@ class BeaconGeneration(nn.Module):
             return result
         finally:
             if not done:  # an error, an interrupt, or nothing was to be kept
-                given.__dict__.update(before.__dict__)
+                given.become(before)
+
+    def static_cache(self, max_tokens: int) -> BeaconCache:
+        """An empty cache whose decoded tokens have static shapes; on a GPU a CUDA graph then replays each.
+
+        Args:
+            max_tokens: Text tokens of a row, prompt included, that find room; for longer texts the buffers grow.
+
+        Returns:
+            The cache: pass it to ``compress``, ``generate`` or ``decode``.
+
+        Raises:
+            NotImplementedError: Memory in eight bits or on the CPU, or an ``attention_path`` that cannot serve.
+            TypeError: ``max_tokens`` is no int.
+            ValueError: No token.
+        """
+        weight, head_dim = self.model.embed_tokens.weight, self.model.layers[0].self_attn.head_dim
+        slot_path(self.beacon_wrapping.config.attention_path, weight.device, weight.dtype, head_dim)
+        return self.beacon_cache(None, 1).reserve(max_tokens)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: BeaconCache,
+        max_new_tokens: int,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """A lean ``generate``: nothing but the model runs between two tokens, and the host does not wait for them.
+
+        Greedy decoding gives the tokens of ``generate``. Whether all rows have ended is looked up every few tokens;
+        what was read too much is taken back.
+
+        Args:
+            input_ids: Token ids ``[batch, seqlen]``: the whole text or only what is new.
+            past_key_values: A cache of :meth:`static_cache`, or one with room reserved
+                (:meth:`beacon.BeaconCache.reserve`). It goes on with what was decoded, but for the last token.
+            max_new_tokens: Tokens to add at most.
+            attention_mask: 1 for text, 0 for padding (on the left).
+            eos_token_id: What ends a row; None takes the generation configuration's, an empty list nothing.
+            pad_token_id: What follows the end of a row; None takes the generation configuration's, else the first eos.
+            do_sample: Draw tokens in place of taking the likeliest.
+            temperature: Divides the logits before a draw.
+            top_k: Draw from the likeliest k.
+            top_p: Draw from the likeliest that make up this probability.
+            **kwargs: ``ratios``, ``expected_length``, ``keep_first``, ``keep_from``, as in :meth:`forward`.
+
+        Returns:
+            The new tokens ``[batch, n]``, padded after the end of a row; n is at most ``max_new_tokens``.
+
+        Raises:
+            TypeError: No cache of a wrapped model.
+            ValueError: A cache without room reserved, no token to add; as :meth:`forward`.
+        """
+        check_whole("max_new_tokens", max_new_tokens, 1)
+        if not isinstance(past_key_values, BeaconCache) or past_key_values.max_tokens is None:
+            raise ValueError(
+                f"decode needs a cache with room reserved, got {past_key_values!r}; make one with "
+                "model.static_cache(max_tokens=...), or call cache.reserve(max_tokens)."
+            )
+        eos = self._setting("eos_token_id", (), {"eos_token_id": eos_token_id})
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        pad = self._setting("pad_token_id", (), {"pad_token_id": pad_token_id})
+        pick = partial(_draw, temperature=temperature, top_k=top_k, top_p=top_p) if do_sample else _likeliest
+        ids = check_ids(input_ids)
+        mask = self._text_mask(ids, past_key_values.columns.count, (), {"attention_mask": attention_mask})
+        options = {"past_key_values": past_key_values, "logits_to_keep": 1, "use_cache": True, **kwargs}
+        logits = self(ids, attention_mask=mask, **options).logits[:, -1]
+        before = past_key_values.columns.count
+        tokens = ids.new_empty(len(ids), max_new_tokens)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        stops = torch.tensor(ends, device=ids.device)
+        for number in range(max_new_tokens):
+            tokens[:, number] = pick(logits)
+            if ends:
+                tokens[:, number].masked_fill_(ended, ends[0] if pad is None else pad)
+                ended |= torch.isin(tokens[:, number], stops)
+            looks = number % LOOK == LOOK - 1 or not is_quiet(past_key_values)
+            if number == max_new_tokens - 1 or (ends and looks and bool(ended.all())):
+                break
+            logits = self(tokens[:, number : number + 1], **options).logits[:, -1]
+        tokens = tokens[:, : number + 1]
+        if ends:
+            tokens = tokens[:, : _length(tokens, stops)]
+            past_key_values.crop(before + tokens.shape[1] - 1 - past_key_values.columns.count)
+        return tokens
 
     def _setting(self, name: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A generation setting as Hugging Face finds it: in the call, its configuration, the model's."""
@@ -97,6 +199,28 @@ class BeaconGeneration(nn.Module):
         fresh = torch.ones(text.ids.shape, dtype=torch.bool) if text.mask is None else text.mask
         kwargs["attention_mask"] = torch.cat([known, fresh], dim=1).long().to(ids.device)
         repeats = max(self._setting(name, args, kwargs) or 1 for name in ("num_beams", "num_return_sequences"))
-        given.__dict__.update(cache.__dict__)
+        given.become(cache)
         if repeats > 1:
             given.batch_repeat_interleave(repeats)
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k is not None:
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        steps.append(TopPLogitsWarper(top_p))
+    nothing = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
+    chances = steps(nothing, logits.float()).softmax(dim=-1)
+    return torch.multinomial(chances, 1)[:, 0]
+
+
+def _length(tokens: torch.Tensor, stops: torch.Tensor) -> int:
+    """Columns up to the last row's end."""
+    hits = torch.isin(tokens, stops)
+    first = torch.where(hits.any(dim=1), hits.int().argmax(dim=1) + 1, tokens.shape[1])
+    return int(first.max())

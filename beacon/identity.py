@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from beacon.config import BeaconConfig
 from beacon.families import Family
 
@@ -51,6 +53,15 @@ def base_fingerprint(model: Any) -> dict[str, Any]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "vocab_size": config.vocab_size,
     }
+
+
+def home_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes, also while accelerate has offloaded its weights."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(parameter.device for parameter in module.parameters())
 
 
 def is_disabled(model: Any) -> bool:

@@ -14,16 +14,26 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
+from beacon.decoding import decode_token, decodes
 from beacon.documents import Documents, packed_documents
 from beacon.families import is_longrope
 from beacon.generation import BeaconGeneration
-from beacon.identity import Wrapping, base_fingerprint, is_disabled
+from beacon.identity import Wrapping, base_fingerprint, home_of, is_disabled
 from beacon.loss import IGNORED, check_labels, check_weights, text_loss
 from beacon.modules import Rotary
 from beacon.plan import Span
 from beacon.reading import HiddenStates, Itinerary, check_checkpointing, plan_call, read
 from beacon.stock import read_stock, stock_serves
-from beacon.text import NewText, check_ids, check_ratios, new_text, pad_documents
+from beacon.text import (
+    NewText,
+    all_text,
+    check_ids,
+    check_place,
+    check_ratios,
+    check_vocabulary,
+    new_text,
+    pad_documents,
+)
 from beacon.weights import CONFIG_FILE, WEIGHTS_FILE, check_finite, collect_weights, is_beacon_weight, write_adapter
 
 
@@ -102,13 +112,20 @@ class BeaconModel(BeaconGeneration):
                 **kwargs,
             )
         options = _check_options(inputs_embeds, kwargs)
-        input_ids = check_ids(input_ids)
+        input_ids = check_place(check_ids(input_ids), self.model.embed_tokens)
         given = past_key_values is not None
         documents = None if given else packed_documents(input_ids, attention_mask, position_ids)
         if documents is not None:
             return self._forward_packed(documents, input_ids, labels, use_cache, logits_to_keep, ratios, options)
-        cache = self.beacon_cache(past_key_values, input_ids.shape[0])
         keep = use_cache if use_cache is not None else given or (labels is None and self.config.use_cache)
+        if keep and labels is None and options["weights"] is None and decodes(past_key_values, input_ids):
+            span = (ratios, expected_length, keep_first, keep_from)
+            logits = self._decode(past_key_values, input_ids, attention_mask, *span)
+            if logits is not None:
+                columns = _kept_columns(1, logits_to_keep, None)
+                result = CausalLMOutputWithPast(logits=logits[:, columns], past_key_values=past_key_values)
+                return result if options["return_dict"] else result.to_tuple()
+        cache = self.beacon_cache(past_key_values, input_ids.shape[0])
         text, trip = self._plan(
             cache, input_ids, attention_mask, ratios, expected_length, keep_first, keep_from, labels is not None, keep
         )
@@ -213,7 +230,7 @@ class BeaconModel(BeaconGeneration):
             if attention_mask is not None:
                 raise ValueError("a list of documents is padded here, got an attention_mask too; leave it out.")
             input_ids, attention_mask = pad_documents(input_ids, self.model.embed_tokens.weight.device)
-        input_ids = check_ids(input_ids)
+        input_ids = check_place(check_ids(input_ids), self.model.embed_tokens)
         with torch.no_grad():
             cache = self.beacon_cache(past_key_values, input_ids.shape[0])
             span = (ratios, expected_length, keep_first, keep_from)
@@ -283,6 +300,22 @@ class BeaconModel(BeaconGeneration):
                 f"past_key_values must be a BeaconCache or an empty DynamicCache, got a {type(cache).__name__}; "
                 "read the text with model.compress(...) or model(..., use_cache=True)."
             )
+        self._check_cache(cache)
+        held = cache.batch_size
+        if not cache.columns.count:
+            fresh = BeaconCache(wrapping.config, wrapping.owner, rows)
+            fresh.max_tokens = cache.max_tokens
+            return fresh
+        if held not in (rows, 1):
+            raise ValueError(
+                f"past_key_values must hold one row or as many as input_ids, got {held} rows for a batch of {rows}; "
+                "choose rows with cache.select([...])."
+            )
+        return cache.select([0] * rows) if held != rows else cache.fork()
+
+    def _check_cache(self, cache: BeaconCache) -> None:
+        """Refuse a cache that is not this model's."""
+        wrapping = self.beacon_wrapping
         if cache.owner != wrapping.owner:
             raise ValueError("past_key_values was made by another model; read the text again with this one.")
         if cache.config != wrapping.config:
@@ -290,13 +323,12 @@ class BeaconModel(BeaconGeneration):
                 f"past_key_values was made with another configuration, got {cache.config} for {wrapping.config}; "
                 "read the text again."
             )
-        held = len(cache.states)
-        if held not in (rows, 1):
+        home = None if cache.in_slots else cache.device  # slots are made where the model is
+        if home is not None and home != home_of(self.model.layers[0]):
             raise ValueError(
-                f"past_key_values must hold one row or as many as input_ids, got {held} rows for a batch of {rows}; "
-                "choose rows with cache.select([...])."
+                f"past_key_values must be where the model is, {home_of(self.model.layers[0])}, got one on {home}; "
+                "move it with cache.to(device)."
             )
-        return cache.select([0] * rows) if held != rows else cache.fork()
 
     def _plan(
         self,
@@ -311,9 +343,30 @@ class BeaconModel(BeaconGeneration):
         keep: bool,
     ) -> tuple[NewText, Itinerary]:
         """Validate a call and decide what it reads. Nothing is changed."""
-        config, begun = cache.config, cache.columns.count > 0
         text = new_text(input_ids, attention_mask, cache, self.model.embed_tokens.num_embeddings)
-        if begun:
+        known, expected_length, span = self._settings(cache, ratios, expected_length, keep_first, keep_from)
+        trip = plan_call(
+            cache,
+            text,
+            ratios=known,
+            span=span,
+            expected_length=expected_length,
+            native_context=self.beacon_wrapping.native_context,
+            text_ends=labelled and not keep and not cache.columns.count,
+        )
+        return text, trip
+
+    def _settings(
+        self,
+        cache: BeaconCache,
+        ratios: Any,
+        expected_length: int | None,
+        keep_first: int | None,
+        keep_from: int | None,
+    ) -> tuple[int | tuple[int, ...] | None, int | None, Span]:
+        """Ratios, expected length and span in force after a call that names these."""
+        config = cache.config
+        if cache.columns.count:
             span = cache.span
             for name, value in (("keep_first", keep_first), ("keep_from", keep_from)):
                 if value is not None and value != getattr(span, name):
@@ -323,19 +376,29 @@ class BeaconModel(BeaconGeneration):
                     )
         else:
             span = Span(0 if keep_first is None else keep_first, keep_from).check(config)
-        known = cache.ratios if ratios is None else check_ratios(ratios, config.step, cache.states, cache.ratios)
+        known = cache.ratios if ratios is None else check_ratios(ratios, cache)
         if expected_length is not None and (isinstance(expected_length, bool) or not isinstance(expected_length, int)):
             raise TypeError(f"expected_length must be an int, got {expected_length!r}; pass a number of tokens.")
-        trip = plan_call(
-            cache,
-            text,
-            ratios=known,
-            span=span,
-            expected_length=cache.expected_length if expected_length is None else expected_length,
-            native_context=self.beacon_wrapping.native_context,
-            text_ends=labelled and not keep and not begun,
-        )
-        return text, trip
+        return known, cache.expected_length if expected_length is None else expected_length, span
+
+    def _decode(
+        self,
+        cache: BeaconCache,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        ratios: Any,
+        expected_length: int | None,
+        keep_first: int | None,
+        keep_from: int | None,
+    ) -> torch.Tensor | None:
+        """Logits ``[rows, 1, vocab]`` of a token per row in static shapes; None where a row gets padding."""
+        self._check_cache(cache)
+        if not all_text(attention_mask, input_ids, cache.columns.count):
+            return None
+        check_vocabulary(input_ids, self.model.embed_tokens.num_embeddings)
+        known, expected_length, _ = self._settings(cache, ratios, expected_length, keep_first, keep_from)
+        logits = decode_token(self, cache, input_ids, known, expected_length)
+        return logits[:, None].clone()  # the next token's overwrite them
 
     def _finish(self, after: BeaconCache, trip: Itinerary, hidden: HiddenStates, given: Any) -> BeaconCache:
         """Complete the cache after a call; the caller's own object takes the new content."""
@@ -347,7 +410,7 @@ class BeaconModel(BeaconGeneration):
         for row, state in zip(rows, last.unbind(), strict=True):
             after.last_hidden[row] = state
         if isinstance(given, BeaconCache):
-            given.__dict__.update(after.__dict__)
+            given.become(after)
             return given
         return after
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -177,12 +177,28 @@ def _run(keys: Keys) -> slice | None:
     return slice(first, first + count) if whole else None
 
 
-class BeaconPass:
-    """One pass through all layers: the plan, what each layer has kept, and what it keeps next.
+class Pass(Protocol):
+    """What a model call brings its layers as ``beacon_pass``.
 
-    It travels as a keyword of the model call, so nothing on a module is state, and the recomputation of a
-    checkpointed layer sees the same plan. Deliberately no dataclass and without ``to``: parallel engines copy or
-    move such arguments.
+    It travels as a keyword, so nothing on a module is state, and the recomputation of a checkpointed layer sees the
+    same pass. Deliberately no dataclass and without ``to``: parallel engines copy or move such arguments.
+    """
+
+    outputs: bool
+
+    @property
+    def raw_tokens(self) -> int:
+        """Raw tokens of the pass (packed before its beacons)."""
+
+    def run(self, attention: BeaconAttention, hidden: torch.Tensor) -> torch.Tensor:
+        """What the attention of one layer does: ``[n, hidden]`` in and out."""
+
+    def for_last_layer(self, beacon_input: torch.Tensor) -> Pass:
+        """The same pass for the last layer, whose beacons stop at keys and values."""
+
+
+class BeaconPass:
+    """One pass of a plan through all layers: what each layer has kept, and what it keeps next.
 
     Args:
         plan: Who sees whom.
@@ -223,6 +239,10 @@ class BeaconPass:
             self._devices[key] = _OnDevice(self.plan, self.rotary, *key)
         return self._devices[key]
 
+    def run(self, attention: BeaconAttention, hidden: torch.Tensor) -> torch.Tensor:
+        """What the attention of one layer does: ``[n, hidden]`` in and out."""
+        return attention.read(hidden, self)
+
     def for_last_layer(self, beacon_input: torch.Tensor) -> BeaconPass:
         """The same pass for the last layer, whose beacons stop at keys and values."""
         last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs, self.rotation, self.memory)
@@ -242,10 +262,10 @@ class BeaconAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock attention, or ``([1, n, hidden], None)`` for the packed tokens of a pass."""
-        beacon_pass = kwargs.pop("beacon_pass", None)
+        beacon_pass: Pass | None = kwargs.pop("beacon_pass", None)
         if beacon_pass is None:
             return super().forward(hidden_states, *args, **kwargs)
-        return self.read(hidden_states[0], beacon_pass)[None], None
+        return beacon_pass.run(self, hidden_states[0])[None], None
 
     def read(self, hidden: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
         """Attend and keep this layer's new memory.
@@ -390,7 +410,7 @@ class LastLayer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The stock layer, or ``[1, n_raw, hidden]`` for a pass (no rows where nobody reads them)."""
-        beacon_pass: BeaconPass | None = kwargs.pop("beacon_pass", None)
+        beacon_pass: Pass | None = kwargs.pop("beacon_pass", None)
         if beacon_pass is None:
             return super().forward(hidden_states, *args, **kwargs)
         norm_name = self.beacon_family.attention_norm
@@ -399,6 +419,6 @@ class LastLayer(nn.Module):
         raw, beacon = hidden_states[:, :count], hidden_states[0, count:]
         last = beacon_pass.for_last_layer(norm(beacon))
         if not beacon_pass.outputs:
-            self.self_attn.read(norm(raw)[0], last)
+            last.run(self.self_attn, norm(raw)[0])
             return raw[:, :0]
         return super().forward(raw, *args, beacon_pass=last, **kwargs)

@@ -14,7 +14,7 @@ from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
 from beacon.memory import MemoryFormat
-from beacon.modules import BeaconPass, Rotary
+from beacon.modules import BeaconPass, Pass, Rotary
 from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
 from beacon.segments import ALL, share_out, shares_passes, windows_per_pass
@@ -83,30 +83,45 @@ def plan_call(
     Raises:
         ValueError: ``ratios`` names fewer windows than the text fills.
     """
-    config = cache.config
     steps = []
     for row, (state, count) in enumerate(zip(cache.states, text.counts, strict=True)):
         known = state.tokens + count
         length = known if expected_length is None else max(expected_length, known)
-
-        def choose(at: RowState, row: int = row, length: int = length) -> int:
-            window = len(at.ratios)
-            if isinstance(ratios, int):
-                return ratios
-            if ratios is not None:
-                if window >= len(ratios):
-                    raise ValueError(
-                        f"ratios must name every window of the text, got {len(ratios)} and row {row} needs one for "
-                        f"window {window}; pass a longer list or an int (what is generated counts too)."
-                    )
-                return ratios[window]
-            request = RatioRequest(config, native_context, at.row, window, length, at.memory, at.ratios)
-            ratio = choose_ratio(request)
-            _warn_if_overfull(cache, request, ratio)
-            return ratio
-
-        steps.append(schedule(config, state, count, choose, row=row, span=span, text_ends=text_ends))
+        choose = ratio_chooser(cache, row, length, ratios, native_context)
+        steps.append(schedule(cache.config, state, count, choose, row=row, span=span, text_ends=text_ends))
     return Itinerary(text, steps, ratios, span, expected_length)
+
+
+def ratio_chooser(
+    cache: BeaconCache, row: int, length: int, ratios: int | tuple[int, ...] | None, native_context: int
+) -> Callable[[RowState], int]:
+    """What gives a row's next window its ratio.
+
+    Args:
+        cache: Whose policy counts.
+        row: The row.
+        length: Tokens of its text that are known by now, or expected.
+        ratios: Explicit ratios in force.
+        native_context: Longest position the base model serves.
+    """
+
+    def choose(at: RowState) -> int:
+        window = len(at.ratios)
+        if isinstance(ratios, int):
+            return ratios
+        if ratios is not None:
+            if window >= len(ratios):
+                raise ValueError(
+                    f"ratios must name every window of the text, got {len(ratios)} and row {row} needs one for "
+                    f"window {window}; pass a longer list or an int (what is generated counts too)."
+                )
+            return ratios[window]
+        request = RatioRequest(cache.config, native_context, at.row, window, length, at.memory, at.ratios)
+        ratio = choose_ratio(request)
+        _warn_if_overfull(cache, request, ratio)
+        return ratio
+
+    return choose
 
 
 def _warn_if_overfull(cache: BeaconCache, request: RatioRequest, ratio: int) -> None:
@@ -244,15 +259,28 @@ def _path(model: Any, config: BeaconConfig, plan: Plan, device: torch.device) ->
 
 
 def run_pass(model: Any, ids: torch.Tensor, beacon_pass: BeaconPass) -> torch.Tensor:
-    """One pass through the decoder stack: ``[n_raw, hidden]`` (no rows if nobody reads them)."""
+    """Raw tokens ``ids`` and a plan's beacons through the decoder stack: ``[n_raw, hidden]`` (none if nobody reads)."""
     body = model.model
     raw = body.embed_tokens(ids)
     beacon = body.beacon_embed_tokens(ids.new_zeros(1)).to(raw).expand(len(beacon_pass.plan.beacon), -1)
-    embeds = torch.cat([raw, beacon])[None]
-    out = body(
-        inputs_embeds=embeds,
+    return run_layers(model, torch.cat([raw, beacon]), beacon_pass)
+
+
+def run_layers(model: Any, embeds: torch.Tensor, beacon_pass: Pass) -> torch.Tensor:
+    """One pass through the decoder stack.
+
+    Args:
+        model: The wrapped model.
+        embeds: Embeddings of raw tokens, then of beacons, ``[n, hidden]``.
+        beacon_pass: What the layers do.
+
+    Returns:
+        Final hidden states of the raw tokens ``[n_raw, hidden]``, none where nobody reads them.
+    """
+    out = model.model(
+        inputs_embeds=embeds[None],
         attention_mask=embeds.new_zeros(1, 1, 1, 1),  # 4-D: Hugging Face hands it on and builds no mask of its own
-        position_ids=ids.new_zeros(1, 1),  # the plan has the positions; longrope would switch its factors by these
+        position_ids=torch.zeros(1, 1, dtype=torch.int64, device=embeds.device),  # longrope switches factors by these
         use_cache=False,
         beacon_pass=beacon_pass,
     )

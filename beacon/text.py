@@ -11,7 +11,6 @@ import torch
 
 from beacon.cache import BeaconCache
 from beacon.config import check_ratio
-from beacon.plan import RowState
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +115,22 @@ def check_ids(input_ids: Any) -> torch.Tensor:
     return input_ids if input_ids.dtype in (torch.int32, torch.int64) else input_ids.long()
 
 
+def check_place(input_ids: torch.Tensor, embedding: Any) -> torch.Tensor:
+    """Return ``input_ids`` if the model's embedding can read them where they are.
+
+    Raises:
+        ValueError: They are on another device, and no hook moves them.
+    """
+    weight = embedding.weight
+    moved = hasattr(embedding, "_hf_hook") or weight.is_meta or hasattr(weight, "full_tensor")
+    if not moved and input_ids.device != weight.device:
+        raise ValueError(
+            f"input_ids must be where the model is, {weight.device}, got them on {input_ids.device}; pass "
+            "input_ids.to(model.device)."
+        )
+    return input_ids
+
+
 def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: BeaconCache, vocab: int) -> NewText:
     """Find what is new in a call.
 
@@ -151,14 +166,34 @@ def new_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache
             raise ValueError(f"every row needs at least one text token, got only padding in row {row}; drop that row.")
     if sum(text.counts) == 0:
         raise ValueError("at least one row needs new text, got only padding; pass what is new.")
-    if ids.shape[1] > 1 or past == 0 or ids.device.type == "cpu":  # a decoded token costs no device synchronisation
-        packed = text.pack(ids)
-        low, high = int(packed.min()), int(packed.max())
-        if low < 0 or high >= vocab:
-            raise ValueError(
-                f"token ids must lie in [0, {vocab}), got {low if low < 0 else high}; use this model's own tokenizer."
-            )
+    check_vocabulary(text.pack(ids), vocab, waits=ids.shape[1] > 1 or past == 0)
     return text
+
+
+def check_vocabulary(ids: torch.Tensor, vocab: int, *, waits: bool = False) -> None:
+    """Refuse token ids that the model does not know.
+
+    Args:
+        ids: Token ids.
+        vocab: How many it knows.
+        waits: Look on a GPU too, which costs a synchronisation: a decoded token must not.
+
+    Raises:
+        ValueError: One lies outside.
+    """
+    if not waits and ids.device.type != "cpu":
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab:
+        raise ValueError(
+            f"token ids must lie in [0, {vocab}), got {low if low < 0 else high}; use this model's own tokenizer."
+        )
+
+
+def all_text(mask: Any, input_ids: torch.Tensor, past: int) -> bool:
+    """Whether the one new column is text in every row; on a GPU the mask is not asked (as in :func:`new_text`)."""
+    mask = check_mask(mask, input_ids, past)
+    return mask is None or mask.device.type != "cpu" or bool(mask[:, -1].all())
 
 
 def check_mask(mask: Any, input_ids: torch.Tensor, past: int) -> torch.Tensor | None:
@@ -244,14 +279,12 @@ def _padded_anew(ids: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, kno
     return True
 
 
-def check_ratios(ratios: Any, stride: int, states: Sequence[RowState], known: Any = None) -> int | tuple[int, ...]:
+def check_ratios(ratios: Any, cache: BeaconCache) -> int | tuple[int, ...]:
     """Validate ratios given with a call against the stride and the windows condensed already.
 
     Args:
-        ratios: What the caller gave.
-        stride: The configured stride.
-        states: Where the rows stand.
-        known: Ratios of the calls before: the same again need no second look (every decoded token brings them).
+        ratios: What the caller gave. Those of the call before need no second look (every decoded token brings them).
+        cache: What has been read.
 
     Raises:
         TypeError: Not an int or a flat sequence of ints.
@@ -262,11 +295,12 @@ def check_ratios(ratios: Any, stride: int, states: Sequence[RowState], known: An
     if isinstance(ratios, bool) or not isinstance(ratios, (int, list, tuple)):
         raise TypeError(f"ratios must be an int or a list with one int per window, got {_what(ratios)}.")
     ratios = ratios if isinstance(ratios, int) else tuple(ratios)
+    known = cache.ratios
     if known is not None and type(ratios) is type(known) and ratios == known:
         return ratios
     for ratio in (ratios,) if isinstance(ratios, int) else ratios:
-        check_ratio(ratio, stride)
-    for row, state in enumerate(states):
+        check_ratio(ratio, cache.config.step)
+    for row, state in enumerate(cache.states):
         done = state.ratios if state.open_ratio is None else (*state.ratios, state.open_ratio)
         for window, used in enumerate(done):
             given = ratios if isinstance(ratios, int) else ratios[window] if window < len(ratios) else None

@@ -144,3 +144,22 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPa
         before >= 4 * layers - 2
     )  # queries of both lists and keys rotated, both lists attended; less in the last layer
     assert len(guarded) - before == 3 * layers  # queries, keys, decoding
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sink": 1}, {"placement": "interleave", "attend_beacons": True, "attention": "full-coverage"}]
+)
+def test_decodes_in_slots_as_the_definition(changes: dict[str, Any]) -> None:
+    """The decode kernel over buffers of fixed size: rows that fill their windows at different tokens."""
+    ours, theirs = pair("qwen3", **changes)
+    caches = [ours.static_cache(50), None]
+    with torch.no_grad():
+        for number, ids in enumerate([IDS, *(random_ids(2, 1, seed=n) for n in range(9))]):
+            found = []
+            for at, model in enumerate((ours, theirs)):
+                mask = {} if number else {"attention_mask": PADDED.to(DEVICE)}
+                out = model(ids.to(DEVICE), past_key_values=caches[at], use_cache=True, **mask)
+                caches[at] = out.past_key_values
+                found.append(out.logits[:, -1].float().cpu())
+            close(*found, 1e-4, f"token {number}")
+    assert caches[0].stats()[0]["attention_path"] == "triton (static)"

@@ -40,6 +40,7 @@ __all__ = [
     "choose_path",
     "load_path",
     "load_rotation",
+    "slot_path",
 ]
 
 # Up to one block of queries (decoding above all) flex would compute one row of blocks: sdpa needs no block mask.
@@ -82,6 +83,26 @@ def choose_path(requested: str, plan: Plan, *, device: torch.device, dtype: torc
     if requested == "triton":
         _check_triton(device, dtype, head_dim)
     return requested
+
+
+def slot_path(requested: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The path that reads slots (:mod:`beacon.attention.slots`), ``triton`` or ``sdpa``.
+
+    Raises:
+        ImportError: The named path needs a package that is not installed.
+        NotImplementedError: The named path reads no slots, or cannot serve here.
+    """
+    check_path(requested)
+    if requested not in ("auto", "triton", "sdpa"):
+        raise NotImplementedError(
+            f"a static cache is read by attention_path='triton' or 'sdpa', got {requested!r}; use 'auto', or the "
+            "ordinary cache that compress returns."
+        )
+    if requested == "triton":
+        _check_triton(device, dtype, head_dim)
+    if requested != "auto":
+        return requested
+    return "triton" if _triton_serves(device, dtype, head_dim) else "sdpa"
 
 
 def check_path(requested: str) -> None:
