@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from beacon.attention import slot_path
@@ -23,6 +22,7 @@ from beacon.plan import (
     next_slot,
     quiet_tokens,
     room_for,
+    upload,
 )
 from beacon.reading import run_layers
 from beacon.recording import Recorded
@@ -71,7 +71,7 @@ class Decoder:
             [row * room.opens + state.open_raw for row, state in enumerate(states)],
             at,
         ]
-        self._where.copy_(self._upload(torch.tensor(where)), non_blocking=True)
+        self._where.copy_(upload([torch.tensor(where)], self._device)[0])
         self.quiet = min(
             min(quiet_tokens(self.config, state, span), room.slots - at[row], room.opens - state.open_raw)
             for row, state in enumerate(states)
@@ -116,10 +116,6 @@ class Decoder:
     def _recorded(self, function: Callable[[], Any]) -> Callable[[], Any]:
         return Recorded(function, self._device) if self.records else function
 
-    def _upload(self, integers: torch.Tensor) -> torch.Tensor:
-        """Host integers from where the device takes them without the host's waiting."""
-        return integers.pin_memory() if self._device.type == "cuda" else integers
-
     def _read_token(self) -> tuple[torch.Tensor, torch.Tensor]:
         reach, whole = (self.slots.room.slots, False) if self.records else (self._reach, self._whole)
         hidden = run_layers(
@@ -132,7 +128,7 @@ class Decoder:
     def _apply(self, change: Change) -> None:
         arrays = [getattr(change, name) for name in ARRAYS]
         sizes = tuple(array.size for array in arrays)
-        integers = self._upload(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])))
+        integers = torch.cat(upload([torch.from_numpy(array).flatten() for array in arrays], self._device))
         key = change.count, sizes
         if key not in self._changes:
             with torch.inference_mode(False):

@@ -88,7 +88,12 @@ class MemoryFormat:
         return Packed((self.chunk(dense),), home, self) if self.packs and len(dense) else dense.to(home)
 
     def commit(
-        self, rows: Sequence[AtRest], dense: Sequence[torch.Tensor], new: torch.Tensor, counts: Sequence[int]
+        self,
+        rows: Sequence[AtRest],
+        dense: Sequence[torch.Tensor],
+        new: torch.Tensor,
+        counts: Sequence[int],
+        grown: Sequence[Growing] | None = None,
     ) -> tuple[list[AtRest], list[torch.Tensor], torch.Tensor]:
         """Add entries to every row's memory.
 
@@ -99,6 +104,7 @@ class MemoryFormat:
             dense: The same as attention reads them, ``[m, kv_heads, head_dim]`` each.
             new: New entries, packed row after row ``[n, kv_heads, head_dim]``.
             counts: How many of them each row gets.
+            grown: Where each row's memory grows, if all passes of a call share a place for it; not where it packs.
 
         Returns:
             The rows at rest, as attention reads them, and the new entries as it reads them.
@@ -107,7 +113,10 @@ class MemoryFormat:
         if coded is not None:
             new = coded.dense()
         parts = new.split(list(counts))
-        whole = [torch.cat([old, part]) if len(part) else old for old, part in zip(dense, parts, strict=True)]
+        if grown is not None and not self.packs:
+            whole = [row.then(old, part) for row, old, part in zip(grown, dense, parts, strict=True)]
+        else:
+            whole = [torch.cat([old, part]) if len(part) else old for old, part in zip(dense, parts, strict=True)]
         if not self.packs:
             return list(whole), whole, new
         kept: list[AtRest] = []
@@ -123,6 +132,31 @@ class MemoryFormat:
         if self.dtype != "auto" and isinstance(entries, torch.Tensor):
             entries = Quantized.of(entries, self.dtype)
         return _each(entries, _offloaded if self.offload else torch.clone)
+
+
+class Growing:
+    """One row's memory keys or values while a call reads in several passes: a place of the final size, filled in order.
+
+    What a pass gets is a view of what is there by then, which nobody writes any more.
+
+    Args:
+        size: Entries after the call.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._place: torch.Tensor | None = None
+
+    def then(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """``old`` (which is there already, but for the first time) and ``new``."""
+        if not len(new):
+            return old
+        if self._place is None:
+            self._place = new.new_empty(self._size, *new.shape[1:])
+            self._place[: len(old)] = old
+        end = len(old) + len(new)
+        self._place[len(old) : end] = new
+        return self._place[:end]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ modules; with one they read a pass's raw tokens and beacons, packed as ``[1, n_r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +16,7 @@ from torch import nn
 
 from beacon.attention import AttentionInputs, AttentionPath, MemoryParts, Rotation
 from beacon.families import Family
-from beacon.memory import AtRest, Bringing, MemoryFormat, take_in
+from beacon.memory import AtRest, Bringing, Growing, MemoryFormat, take_in
 from beacon.plan import Keys, Plan
 
 
@@ -208,6 +209,7 @@ class BeaconPass:
         outputs: Whether anybody reads the last layer's raw outputs.
         rotation: How the path rotates; None for plain PyTorch.
         memory: How what is committed is kept.
+        growing: Where it grows, keys and values of every row by layer; None: nowhere in particular.
     """
 
     def __init__(
@@ -219,9 +221,10 @@ class BeaconPass:
         outputs: bool,
         rotation: Rotation | None = None,
         memory: MemoryFormat | None = None,
+        growing: Sequence[tuple[list[Growing], list[Growing]]] | None = None,
     ) -> None:
         self.plan, self.stores, self.rotary, self.attend, self.outputs = plan, stores, rotary, attend, outputs
-        self.rotation, self.memory = rotation, memory or MemoryFormat()
+        self.rotation, self.memory, self.growing = rotation, memory or MemoryFormat(), growing
         self.bringing = Bringing([(store.memory_k, store.memory_v) for store in stores])
         self.kept: dict[int, LayerStore] = {}
         self.beacon_input: torch.Tensor | None = None
@@ -245,9 +248,8 @@ class BeaconPass:
 
     def for_last_layer(self, beacon_input: torch.Tensor) -> BeaconPass:
         """The same pass for the last layer, whose beacons stop at keys and values."""
-        last = BeaconPass(self.plan, self.stores, self.rotary, self.attend, self.outputs, self.rotation, self.memory)
-        last.kept, last._devices, last.beacon_input = self.kept, self._devices, beacon_input
-        last.bringing = self.bringing
+        last = copy.copy(self)
+        last.beacon_input = beacon_input
         return last
 
 
@@ -372,9 +374,10 @@ class BeaconAttention(nn.Module):
         kept_k, kept_v = old.memory_k, old.memory_v
         memory_k, memory_v = beacon_pass.bringing.take(index) if beacon_pass.stores else take_in(kept_k, kept_v)
         if sum(plan.commit_counts):
-            before, commit = (memory_k, memory_v), beacon_pass.memory.commit
-            kept_k, memory_k, commit_k = commit(kept_k, memory_k, commit_k, plan.commit_counts)
-            kept_v, memory_v, commit_v = commit(kept_v, memory_v, here.take(v, "commits"), plan.commit_counts)
+            before, commit, counts = (memory_k, memory_v), beacon_pass.memory.commit, plan.commit_counts
+            grown_k, grown_v = (None, None) if beacon_pass.growing is None else beacon_pass.growing[index]
+            kept_k, memory_k, commit_k = commit(kept_k, memory_k, commit_k, counts, grown_k)
+            kept_v, memory_v, commit_v = commit(kept_v, memory_v, here.take(v, "commits"), counts, grown_v)
             parts = MemoryParts(*before, commit_k, commit_v)
         open_k, open_v = (_rows(here.take(pool, "opens"), plan.open_counts, pool) for pool in (k, v))
         beacon_pass.kept[index] = LayerStore(kept_k, kept_v, open_k, open_v)

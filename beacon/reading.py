@@ -13,7 +13,7 @@ import torch
 from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
-from beacon.memory import MemoryFormat
+from beacon.memory import Growing, MemoryFormat
 from beacon.modules import BeaconPass, Pass, Rotary
 from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
 from beacon.policies import RatioRequest, choose_ratio, overfull
@@ -210,6 +210,8 @@ def read(
     most, each = ALL, ALL if one_pass else config.segment or ALL
     if not one_pass and config.segment is None:
         most = windows_per_pass(model, packed.device, config.window, len(packed))
+    commits = any(step.committed for steps in trip.steps for step, _ in steps)
+    growing = _growing(trip, states, len(model.model.layers)) if commits and not torch.is_grad_enabled() else None
     hidden: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     done = 0
@@ -218,17 +220,17 @@ def read(
         steps = [row[len(row) - count :][:now] for row, count, now in zip(trip.steps, left, taken, strict=True)]
         ends = [steps[row][-1][1] if steps[row] else states[row] for row in rows]
         plan = build_plan(config, states, [[step for step, _ in row_steps] for row_steps in steps], ends)
-        at = torch.cat(
-            [
-                torch.arange(first[row] + states[row].tokens - begun[row], first[row] + ends[row].tokens - begun[row])
-                for row in rows
-            ]
-        )
+        parts = [
+            slice(first[row] + states[row].tokens - begun[row], first[row] + ends[row].tokens - begun[row])
+            for row in rows
+        ]
+        at = torch.cat([torch.arange(part.start, part.stop) for part in parts])
         outputs = bool(wanted[at].any())
         path = after.attention_path = _path(model, config, plan, packed.device)
-        beacon_pass = BeaconPass(plan, after.stores, rotary, load_path(path), outputs, load_rotation(path), memory)
+        attend, rotation = load_path(path), load_rotation(path)
+        beacon_pass = BeaconPass(plan, after.stores, rotary, attend, outputs, rotation, memory, growing)
         try:
-            out = run_pass(model, packed[at.to(packed.device)], beacon_pass)
+            out = run_pass(model, torch.cat([packed[part] for part in parts]), beacon_pass)
         except torch.OutOfMemoryError:
             together = one_pass or shares_passes(model)  # the other processes did not run out
             if sum(taken) == 1 or together or torch.is_grad_enabled():  # gradients hold what earlier passes took
@@ -247,6 +249,12 @@ def read(
             progress(done, len(packed))
     after.states = states
     return HiddenStates(torch.cat(hidden), torch.cat(places)), after
+
+
+def _growing(trip: Itinerary, states: list[RowState], layers: int) -> list[tuple[list[Growing], list[Growing]]]:
+    """A place for the memory that every row has after the call, by layer."""
+    sizes = [steps[-1][1].memory if steps else state.memory for steps, state in zip(trip.steps, states, strict=True)]
+    return [([Growing(size) for size in sizes], [Growing(size) for size in sizes]) for _ in range(layers)]
 
 
 def _path(model: Any, config: BeaconConfig, plan: Plan, device: torch.device) -> str:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2 import modeling_qwen2
 
 import beacon
-from beacon import reading, segments
+from beacon import modules, reading, segments
 from tests.readers import close, configs, fixed, wrapped
 from tests.tiny_models import random_ids
 
@@ -270,3 +270,55 @@ def test_passes_whose_outputs_nobody_reads_skip_the_last_layer() -> None:
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
     model.compress(random_ids(1, 36))
     assert [calls.count(name) for name in ("self_attn.k_proj", "self_attn.q_proj", "mlp")] == [5, 1, 1]
+
+
+@pytest.mark.gpu
+def test_passes_do_not_wait_for_the_gpu() -> None:
+    """After a call's first pass (which compiles) the host plans and launches without looking at the device."""
+    model = wrapped(fixed(8, 2, sink=1, segment=2), dtype=torch.bfloat16, num_hidden_layers=3, head_dim=16).cuda()
+    ids = random_ids(2, 200).cuda()
+    model.compress(ids)
+
+    def watch(done: int, total: int) -> None:
+        torch.cuda.set_sync_debug_mode("error" if done < total else "default")
+
+    try:
+        model.compress(ids, progress=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.no_grad()
+def test_memory_of_a_call_has_one_place_of_its_final_size() -> None:
+    """Not one per pass; what forks hold stays as it is."""
+    model = wrapped(fixed(8, 2, sink=1, segment=1))
+    ids = random_ids(2, 96)
+    before = model.compress(ids[:, :35])
+    kept = [[row.clone() for row in store.memory_k] for store in before.stores]
+    places: set[int] = set()
+
+    def watch(done: int, total: int) -> None:
+        places.add(next(iter(watched.values())).data_ptr())
+
+    watched: dict[int, torch.Tensor] = {}
+    stock = modules.LayerStore.__init__
+
+    def note(store: Any, memory_k: Any, *args: Any) -> None:
+        stock(store, memory_k, *args)
+        watched[0] = memory_k[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(modules.LayerStore, "__init__", note)
+        after = model.compress(ids[:, 35:], past_key_values=before.fork(), progress=watch)
+    assert len(places) == 1
+    other = model.compress(random_ids(2, 61, seed=5), past_key_values=before.fork())
+    whole = model.compress(ids)
+    for store, held, same, mine in zip(after.stores, kept, whole.stores, other.stores, strict=True):
+        for row in range(2):
+            assert (
+                len(store.memory_k[row]) * store.memory_k[row][0].nbytes
+                == store.memory_k[row].untyped_storage().nbytes()
+            )
+            close(store.memory_k[row], same.memory_k[row], 1e-5)
+            assert torch.equal(store.memory_k[row][: len(held[row])], held[row])
+            assert torch.equal(mine.memory_k[row][: len(held[row])], held[row])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from beacon.attention.inputs import AttentionInputs, Outputs, Rotation, Table
-from beacon.plan import Plan, Queries
+from beacon.plan import Plan, Queries, upload
 from beacon_kernels.beacon_attention import Schedule, beacon_attention, beacon_decode, schedule_for
 from beacon_kernels.rotate_commit import Gather, build_gather, rotate_commit
 
@@ -129,7 +129,7 @@ class _Call:
         """``count`` raw tokens per row, without gradients."""
 
         def build() -> torch.Tensor:
-            return query_runs(self.plan.raw, *self.sizes).int().to(q.device)
+            return upload([query_runs(self.plan.raw, *self.sizes).int()], q.device)[0]
 
         runs = _once(self.inputs.memo, "runs", build)
         return beacon_decode(q, self.keys, self.values, runs, seqlen_q=count, softmax_scale=self.inputs.scale)[0]

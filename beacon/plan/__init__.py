@@ -12,6 +12,7 @@ from beacon.plan.slots import (
     quiet_tokens,
     room_for,
 )
+from beacon.plan.transfer import upload
 
 __all__ = [
     "Block",
@@ -32,4 +33,5 @@ __all__ = [
     "quiet_tokens",
     "room_for",
     "schedule",
+    "upload",
 ]

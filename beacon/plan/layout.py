@@ -21,6 +21,7 @@ import torch
 from beacon.config import BeaconConfig
 from beacon.plan.geometry import Ints, View, beacon_view, raw_positions, raw_view
 from beacon.plan.schedule import RowState, WindowStep
+from beacon.plan.transfer import upload
 
 
 def _spread(starts: Ints, counts: Ints) -> Ints:
@@ -53,10 +54,6 @@ class Queries:
     def __len__(self) -> int:
         return self.position.shape[0]
 
-    def to(self, device: torch.device) -> Queries:
-        """The same list on another device."""
-        return Queries(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -67,10 +64,6 @@ class Keys:
 
     def __len__(self) -> int:
         return self.position.shape[0]
-
-    def to(self, device: torch.device) -> Keys:
-        """The same entries on another device."""
-        return Keys(self.pool.to(device, non_blocking=True), self.position.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -131,16 +124,12 @@ class Plan:
         """The same plan with its tensors on another device."""
         if device == self.raw.row.device:
             return self
-        return replace(
-            self,
-            raw=self.raw.to(device),
-            beacon=self.beacon.to(device),
-            raw_slots=self.raw_slots.to(device),
-            beacon_slots=self.beacon_slots.to(device),
-            commits=self.commits.to(device),
-            opens=self.opens.to(device),
-            original=self.host,
-        )
+        lists = {
+            name: getattr(self, name) for name in ("raw", "beacon", "raw_slots", "beacon_slots", "commits", "opens")
+        }
+        here = iter(upload([part for one in lists.values() for part in vars(one).values()], device))
+        moved = {name: type(one)(*(next(here) for _ in vars(one))) for name, one in lists.items()}
+        return replace(self, **moved, original=self.host)
 
     @cached_property
     def groups(self) -> tuple[tuple[Block, ...], ...]:

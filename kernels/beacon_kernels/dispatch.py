@@ -39,3 +39,10 @@ def check_device(like: torch.Tensor) -> None:
         )
     if like.dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there.")
+
+
+def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Integers of the host where they are read; a GPU's host does not wait for the copy."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from beacon_kernels.dispatch import upload
 from beacon_kernels.tiles import Tile, tile_for
 
 STORES = 4
@@ -43,7 +44,7 @@ class Work:
 
     def to(self, device: torch.device | str) -> Work:
         """The same list on another device."""
-        return replace(self, items=self.items.to(device, non_blocking=True))
+        return replace(self, items=upload(self.items, device))
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class Schedule:
         """The same schedule on another device."""
         return replace(
             self,
-            runs=self.runs.to(device, non_blocking=True),
+            runs=upload(self.runs, device),
             forward=self.forward.to(device),
             dq=None if self.dq is None else self.dq.to(device),
             dkv=None if self.dkv is None else self.dkv.to(device),
-            key_runs=None if self.key_runs is None else self.key_runs.to(device, non_blocking=True),
+            key_runs=None if self.key_runs is None else upload(self.key_runs, device),
         )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from beacon_kernels.dispatch import upload
+
 MAX_POOL = 2**31 - 1  # entries are numbered in int32
 
 
@@ -35,8 +37,7 @@ class Gather:
     def to(self, device: torch.device | str) -> Gather:
         """The same gather on another device."""
         moved = (
-            None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.index, self.offsets, self.order)
+            None if tensor is None else upload(tensor, device) for tensor in (self.index, self.offsets, self.order)
         )
         index, offsets, order = moved
         assert index is not None
