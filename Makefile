@@ -1,12 +1,13 @@
 # `make demo` and `make test` need nothing but make and Python 3.11+: they build $(VENV) first.
 #   make demo ARGS="--file book.txt"    make test PYTEST_ARGS="-n 2 -k cache"    make test PYTHON=python3.13
 # With GPU_PYTHON=python3 the GPU targets take an interpreter that has PyTorch and Triton, and build nothing:
-#   make bench-gpu GPU_PYTHON=python3 ARGS="--budget-seconds 300"
+#   make bench-gpu GPU_PYTHON=python3 ARGS="--budget-seconds 300" END_TO_END_ARGS="--budget-seconds 500"
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 ARGS ?=
+END_TO_END_ARGS ?= $(ARGS)
 PYTEST_ARGS ?= -n auto
 
 # The first interpreter that the pins have wheels for and that can make a virtual environment.
@@ -22,7 +23,7 @@ help:
 	@echo "make test       lint, type check and run the tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff fix and format the code"
-	@echo "make bench-gpu  check and measure the kernels on this GPU, minutes; bench-gpu-full goes through the whole grid"
+	@echo "make bench-gpu  measure kernels, then whole models, on this GPU; bench-gpu-full goes through the kernels' grid"
 	@echo "make tune-gpu   find this GPU's tiles and write them into the table"
 	@echo "make clean      remove caches and build output; distclean also removes $(VENV)"
 
@@ -41,10 +42,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-gpu: gpu_command := bench
 bench-gpu-full: gpu_command := full
 tune-gpu: gpu_command := tune
-bench-gpu bench-gpu-full tune-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+gpu_ready := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+# The kernels, then whole models: each with a budget of its own, and neither ends the other.
+bench-gpu: $(gpu_ready)
+	@status=0; set -x; \
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu bench $(ARGS) || status=$$?; \
+	PYTHONPATH=.:kernels $(GPU_PYTHON) benchmarks/end_to_end.py $(END_TO_END_ARGS) || status=$$?; \
+	exit $$status
+
+bench-gpu-full tune-gpu: $(gpu_ready)
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu $(gpu_command) $(ARGS)
 
 $(VENV)/.created:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import subprocess
@@ -61,6 +62,14 @@ def stamp(device: torch.device, commit: str | None = None) -> Stamp:
     )
 
 
+def named_stamp(device: torch.device, commit: str | None = None) -> Stamp:
+    """The stamp of a run in which nothing is interpreted: a CPU counts under its own name."""
+    mark = stamp(device, commit)
+    if device.type == "cuda":
+        return mark
+    return dataclasses.replace(mark, machine=f"{_cpu_name()}, {torch.get_num_threads()} threads")
+
+
 def slug(machine: str) -> str:
     """The machine's name as a folder."""
     return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
@@ -77,6 +86,14 @@ def fingerprint() -> str:
 def _driver() -> str:
     found = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return found.splitlines()[0].strip() if found else UNKNOWN
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "CPU"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def _run(*command: str) -> str | None:

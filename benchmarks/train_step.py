@@ -8,7 +8,6 @@ python benchmarks/train_step.py --account             # the prediction, computed
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 import time
@@ -16,9 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
-    from benchmarks.machine import Stamp
     from benchmarks.training.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int:
     from benchmarks.gpu.bench import say
-    from benchmarks.machine import slug
+    from benchmarks.machine import named_stamp, slug
     from benchmarks.results import OURS, Results, read
     from benchmarks.training.report import table, verdicts
     from benchmarks.training.setting import build_base, use_liger
     from benchmarks.training.timing import attempt, compare, disagreements
 
     deadline = time.monotonic() + options.budget_seconds
-    mark = _stamp(setting.device, options.commit)
+    mark = named_stamp(setting.device, options.commit)
     if out is None:  # never a rehearsal's rows among the measurements
         counts = setting.device.type == "cuda" and options.scale != "tiny"
         out = RESULTS / slug(mark.machine) if counts else Path(tempfile.mkdtemp(prefix="benchmarks-"))
@@ -99,26 +95,6 @@ def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int
     say(f"{mark.machine}, {setting.case}; rows in {results.path}")
     broken = any(row.status == "failed" for row in outcomes[OURS].rows) if OURS in outcomes else False
     return 1 if broken or problems else 0
-
-
-def _stamp(device: torch.device, commit: str | None) -> Stamp:
-    """The machine's stamp; a CPU counts under its own name here, for nothing is interpreted."""
-    import torch
-
-    from benchmarks.machine import stamp
-
-    mark = stamp(device, commit)
-    if device.type == "cuda":
-        return mark
-    return dataclasses.replace(mark, machine=f"{_cpu_name()}, {torch.get_num_threads()} threads")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "CPU"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def _parser() -> argparse.ArgumentParser:

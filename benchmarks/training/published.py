@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from beacon.config import BeaconConfig
+
 Table = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -32,9 +34,7 @@ def published_loss(model: Any, ids: torch.Tensor, ratios: Sequence[int]) -> torc
         NotImplementedError: Another configuration than append, step-expansion, S = W, without sinks.
     """
     config = model.beacon_config
-    plain = config.placement == "append" and config.attention == "step-expansion" and config.step == config.window
-    if not plain or config.sink or config.attend_beacons or not config.attend_memory or len(config.projections) < 4:
-        raise NotImplementedError(f"the baseline computes the paper's first version alone, got {config}")
+    check_first_version(config)
     body = model.model
     total, window = ids.shape[1], config.window
     memory: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(body.layers)
@@ -60,6 +60,17 @@ def published_loss(model: Any, ids: torch.Tensor, ratios: Sequence[int]) -> torc
         logits = model.lm_head(body.norm(hidden[:, :known])).float()
         losses.append(F.cross_entropy(logits[0], ids[0, start + 1 : start + 1 + known], reduction="sum"))
     return torch.stack(losses).sum() / (total - 1)
+
+
+def check_first_version(config: BeaconConfig) -> None:
+    """Refuse what the baseline does not compute.
+
+    Raises:
+        NotImplementedError: Another configuration than append, step-expansion, S = W, without sinks.
+    """
+    plain = config.placement == "append" and config.attention == "step-expansion" and config.step == config.window
+    if not plain or config.sink or config.attend_beacons or not config.attend_memory or len(config.projections) < 4:
+        raise NotImplementedError(f"the baseline computes the paper's first version alone, got {config}")
 
 
 def positions(entries: int, length: int, beacons: int, ratio: int, device: torch.device) -> torch.Tensor:

@@ -12,31 +12,11 @@ import torch
 import beacon
 from beacon.config import PAPER_RATIOS
 from beacon.training.flops import ModelShape, StepFlops
+from benchmarks.models import ON_CPU, SCALES, Scale, random_llama
+
+__all__ = ["ON_CPU", "SCALES", "SEED", "Scale", "Setting", "build_base", "draw_ratios", "use_liger"]
 
 SEED = 5  # its draw of seven ratios has 0.239 beacons per raw token; the multiset's mean is 0.234
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of a Llama and of the text it reads."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    window: int
-    tokens: int
-
-
-SCALES = {
-    "7b": Scale(4096, 11008, 32, 32, 32, 32000, 1024, 8192),  # Llama-2-7B
-    "1b": Scale(2048, 5632, 22, 32, 4, 32000, 1024, 8192),  # TinyLlama-1.1B
-    "small": Scale(512, 1376, 4, 8, 8, 4000, 256, 2048),
-    "tiny": Scale(64, 176, 2, 4, 4, 256, 64, 512),
-}
-ON_CPU = ("small", "tiny")
 
 
 @dataclass(frozen=True)
@@ -69,11 +49,8 @@ class Setting:
     @property
     def shape(self) -> str:
         """All sizes."""
-        s = self.scale
-        return (
-            f"tokens={self.tokens} window={s.window} ratios={','.join(map(str, self.ratios))} layers={s.layers} "
-            f"hidden={s.hidden} intermediate={s.intermediate} heads={s.heads}/{s.kv_heads} vocab={s.vocab} batch=1"
-        )
+        ratios = ",".join(map(str, self.ratios))
+        return f"tokens={self.tokens} window={self.scale.window} ratios={ratios} {self.scale} batch=1"
 
     @property
     def precision(self) -> str:
@@ -97,18 +74,8 @@ class Setting:
     @property
     def model_shape(self) -> ModelShape:
         """Sizes for counting FLOPs."""
-        s, own = self.scale, ("q", "k", "v", "o")
-        return ModelShape(
-            layers=s.layers,
-            hidden=s.hidden,
-            intermediate=s.intermediate,
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.hidden // s.heads,
-            vocab=s.vocab,
-            own=own,
-            trainable=own,
-        )
+        own = ("q", "k", "v", "o")
+        return self.scale.shape(own, trainable=own)
 
     @property
     def flops(self) -> StepFlops:
@@ -146,24 +113,7 @@ def draw_ratios(scale: Scale, tokens: int, given: Sequence[int] | None, seed: in
 
 def build_base(setting: Setting) -> Any:
     """A stock Llama with random weights, made where it is needed, with per-layer checkpointing."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    s = setting.scale
-    config = LlamaConfig(
-        vocab_size=s.vocab,
-        hidden_size=s.hidden,
-        intermediate_size=s.intermediate,
-        num_hidden_layers=s.layers,
-        num_attention_heads=s.heads,
-        num_key_value_heads=s.kv_heads,
-        max_position_embeddings=setting.tokens,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    with torch.device(setting.device):  # random numbers are drawn there as well
-        model = AutoModelForCausalLM.from_config(config, dtype=setting.dtype, attn_implementation="sdpa")
-    model.requires_grad_(False)
+    model = random_llama(setting.scale, setting.tokens, setting.device, setting.dtype)
     model.train()
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

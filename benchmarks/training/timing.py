@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from beacon.training.flops import peak_flops
-from benchmarks.measure import Spread, first_call, settle, spread
+from benchmarks.measure import Spread, first_call, release, settle, spread
 from benchmarks.results import OURS, Row
 from benchmarks.training.contenders import FULL, Contender, contender
 from benchmarks.training.setting import Setting
@@ -48,13 +47,6 @@ def attempt(name: str, base: Any, setting: Setting, steps: int, deadline: float)
         return Outcome([_none(name, setting, "failed", f"out of memory: {_short(err)}")])
     except Exception as err:  # one contender must not end the others
         return Outcome([_none(name, setting, "failed", f"{type(err).__name__}: {_short(err)}")])
-
-
-def release(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def compare(outcomes: dict[str, Outcome], setting: Setting) -> list[Row]:
