@@ -1,0 +1,215 @@
+"""Run standard tasks on a model and keep what a report needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from beacon.evaluation.harness.babilong import babilong_overrides
+from beacon.evaluation.harness.language_model import beacon_lm, check_chat_template
+from beacon.evaluation.harness.local_data import hub_name, local_overrides
+from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides
+from beacon.evaluation.harness.tasks import SUITES, choose, suite_of, task_manager
+
+FEWSHOT_SEED = 1234  # the harness's own
+
+
+def evaluate_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: str | Sequence[str],
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    num_fewshot: int | None = None,
+    ratios: int | list[int] | None = None,
+    stock: bool = False,
+    lengths: Sequence[int] = (4096,),
+    chat_template: bool = False,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """Measure a model on standard tasks.
+
+    Args:
+        model: A wrapped model (with ``stock`` any causal LM).
+        tokenizer: Its tokenizer.
+        tasks: Suites (see ``SUITES``) or single tasks of theirs.
+        data: Folder that holds a folder per data set with Parquet or JSONL files; None lets the harness load from the
+            hub.
+        limit: Documents of each task at most, and of each length.
+        batch_size: Contexts read together.
+        num_fewshot: Solved examples in each prompt; None takes each task's own. Tasks that are defined without stay so.
+        ratios: As in the model's forward; None for the configured policy.
+        stock: Measure the stock model, texts cut to the end that its native context holds.
+        lengths: Tokens, for RULER and BABILong: each length is a metric.
+        chat_template: Ask in the format of the tokenizer's chat template.
+        max_length: Longest text, of which the end is read; None sets no limit.
+
+    Returns:
+        What can be written as JSON: ``method``, ``ratios``, ``limit``, ``harness`` (its version); ``tasks``, each by
+        its name with ``documents`` (of one length, where there are several), ``shots``, ``version``, and ``metrics``
+        by name with ``value`` and ``stderr`` (None after a single document); ``suites``, each by its name with
+        ``documents``, ``tasks`` (how many) and ``metrics`` in the same way: means over the suite's tasks.
+
+    Raises:
+        FileNotFoundError: Data is missing; says what to put where.
+        ImportError: The harness is not installed.
+        TypeError: A model that is not wrapped.
+        ValueError: An unknown task, a bad limit or length, or a tokenizer without a chat template.
+    """
+    manager = task_manager()
+    chosen = choose([tasks] if isinstance(tasks, str) else list(tasks), manager)
+    _check(data, limit, lengths)
+    if chat_template:
+        check_chat_template(tokenizer)
+    names = list(dict.fromkeys(name for group in chosen.values() for name in group))
+    folder = None if data is None else Path(data)
+    specs = [_spec(name, manager, folder, tokenizer, lengths, limit, num_fewshot) for name in names]
+    was_training = model.training
+    try:
+        own = copy.deepcopy(tokenizer)  # the harness gives one without a pad token some other token for it
+        lm = beacon_lm()(model, tokenizer=own, ratios=ratios, stock=stock, batch_size=batch_size, max_length=max_length)
+        results = _run(lm, manager, specs, limit, chat_template, folder)
+    finally:
+        model.train(was_training)
+    return {**_reduced(results, chosen), "method": "stock" if stock else "beacon", "ratios": ratios, "limit": limit}
+
+
+def _check(data: str | Path | None, limit: Any, lengths: Sequence[int]) -> None:
+    if data is not None and not Path(data).is_dir():
+        raise FileNotFoundError(
+            f"data must be a folder with a folder per data set, got {data}; see docs/evaluation.md."
+        )
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a number of documents, got {limit!r}; pass for example 100, or None for all.")
+    if not lengths or min(lengths) < 0:
+        raise ValueError(f"lengths must be numbers of tokens, got {list(lengths)}; pass for example [4096, 32768].")
+
+
+def _spec(
+    name: str,
+    manager: Any,
+    data: Path | None,
+    tokenizer: Any,
+    lengths: Sequence[int],
+    limit: int | None,
+    num_fewshot: int | None,
+) -> dict[str, Any]:
+    """A task, and what is changed in the harness's configuration of it."""
+    config: Mapping[str, Any] = manager.task_index[name].cfg
+    shots = config.get("num_fewshot")
+    if num_fewshot is not None and shots != 0:
+        shots = num_fewshot
+    changes: dict[str, Any] = {"num_fewshot": shots or 0}
+    suite = suite_of(name, manager)
+    if suite == "ruler":
+        changes |= ruler_overrides(name, tokenizer, lengths, limit, data)
+    elif suite == "babilong":
+        changes |= babilong_overrides(name, config, lengths, data)
+    elif data is not None:
+        changes |= local_overrides(name, config, data, shots or 0)
+    return {"task": name, **changes}
+
+
+def _run(
+    lm: Any, manager: Any, specs: list[dict[str, Any]], limit: int | None, chat_template: bool, data: Path | None
+) -> Mapping[str, Any]:
+    import lm_eval
+
+    names = [spec["task"] for spec in specs]
+    makes_ruler = any(suite_of(name, manager) == "ruler" for name in names)
+    try:
+        with punkt_found(names, data) if makes_ruler else nullcontext():
+            loaded = manager.load([{"group": "beacon", "task": specs}])
+    except OSError as err:  # what `datasets` raises where it reaches no hub
+        raise FileNotFoundError(
+            f"the data of {', '.join(names)} must be at hand, got: {err} Pass data=FOLDER with a folder per data set "
+            f"in it, {', '.join(_folders(names, manager))}; docs/evaluation.md says what belongs there."
+        ) from err
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    samples = None if limit is None else {name: _first(task, limit) for name, task in loaded["tasks"].items()}
+    results: Mapping[str, Any] = lm_eval.evaluate(
+        lm,
+        {"tasks": loaded["tasks"], "groups": {}},
+        samples=samples,
+        log_samples=False,
+        apply_chat_template=chat_template,
+        fewshot_as_multiturn=chat_template,
+    )
+    return results
+
+
+def _folders(names: Sequence[str], manager: Any) -> list[str]:
+    """Names of the local folders that tasks read."""
+    configs = [manager.task_index[name].cfg for name in names]
+    return sorted({hub_name(config) for config in configs if config.get("dataset_path")})
+
+
+def _first(task: Any, limit: int) -> list[int]:
+    """The first documents of a task, of every length that it has."""
+    documents = task.eval_docs
+    lengths = documents["max_length"] if "max_length" in documents.column_names else [None] * len(documents)
+    seen: dict[Any, int] = {}
+    chosen = []
+    for number, length in enumerate(lengths):
+        seen[length] = seen.get(length, 0) + 1
+        if seen[length] <= limit:
+            chosen.append(number)
+    return chosen
+
+
+def _reduced(results: Mapping[str, Any], chosen: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The harness's results, without what no report reads."""
+    import lm_eval
+
+    tasks = {
+        name: {
+            "documents": results["n-samples"][name]["effective"],
+            "shots": results["n-shot"].get(name, 0),
+            "version": results["versions"].get(name),
+            "metrics": _metrics(measured),
+        }
+        for name, measured in results["results"].items()
+    }
+    suites = {
+        suite: _mean([tasks[name] for name in names], SUITES[suite].weighted)
+        for suite, names in chosen.items()
+        if suite
+    }
+    return {"harness": lm_eval.__version__, "tasks": tasks, "suites": suites}
+
+
+def _metrics(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Values and standard errors by metric; filters but ``none`` stay part of the name."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key, value in measured.items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        stderr = measured.get(f"{metric}_stderr,{kind}")
+        name = metric if kind == "none" else key
+        found[name] = {"value": float(value), "stderr": float(stderr) if isinstance(stderr, (int, float)) else None}
+    return found
+
+
+def _mean(tasks: Sequence[Mapping[str, Any]], weighted: bool) -> dict[str, Any]:
+    """Means of the metrics that all tasks of a suite have; tasks are independent, so their errors add in squares."""
+    documents = sum(task["documents"] for task in tasks)
+    weights = [task["documents"] / documents if weighted else 1 / len(tasks) for task in tasks]
+    common = [name for name in tasks[0]["metrics"] if all(name in task["metrics"] for task in tasks)]
+    metrics = {}
+    for name in common:
+        values = [task["metrics"][name]["value"] for task in tasks]
+        errors = [task["metrics"][name]["stderr"] for task in tasks]
+        known = None not in errors
+        metrics[name] = {
+            "value": sum(weight * value for weight, value in zip(weights, values, strict=True)),
+            "stderr": math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))) if known else None,
+        }
+    return {"documents": documents, "tasks": len(tasks), "metrics": metrics}

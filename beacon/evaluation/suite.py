@@ -1,0 +1,74 @@
+"""What `beacon eval` measures, in three words: a task has items, and every method reads every item.
+
+A task makes items (a text, what is asked of it), and scores what a method (:class:`beacon.evaluation.Method`) does with
+one. Items are independent of methods, so that all of them answer the same questions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from beacon.evaluation.methods import Method
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to measure.
+
+    Args:
+        name: Names it within its task, the same in every run of the same task.
+        place: Where it belongs in tables and figures, for example ``{"length": 4096, "depth": 0.5}``; JSON values.
+        content: What the task needs to run it (texts, token ids, answers).
+    """
+
+    name: str
+    place: Mapping[str, Any]
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method made of an item.
+
+    Args:
+        scores: By metric.
+        output: What it wrote, if anything.
+    """
+
+    scores: Mapping[str, float]
+    output: str | None = None
+
+
+class CannotRun(Exception):
+    """A method cannot read an item, for a reason that is a result of its own (a text too long for it, no memory)."""
+
+
+class Task(ABC):
+    """A way to measure methods.
+
+    Attributes:
+        name: As the command names it.
+        metrics: Metrics by name, each with whether more of it is better; the first is the main one.
+    """
+
+    name: str
+    metrics: Mapping[str, bool]
+
+    @abstractmethod
+    def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
+        """What is measured, in the order of running.
+
+        Raises:
+            FileNotFoundError: Data are missing; says how to get them and where to put them.
+        """
+
+    @abstractmethod
+    def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
+        """Let a method read one item.
+
+        Raises:
+            CannotRun: It cannot, and why.
+        """
