@@ -304,9 +304,11 @@ def _ask(projection: Any) -> tuple[torch.Tensor, torch.Tensor]:
     floats = [p.dtype for p in projection.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = getattr(projection, "compute_dtype", None) or (floats[0] if floats else torch.get_default_dtype())
     unit = torch.eye(projection.in_features, device=device, dtype=dtype)
-    training = {module: module.training for module in projection.modules()}
+    # Of LoRA layers. The mode of nothing else is touched: bitsandbytes packs weights anew at a first call in eval mode.
+    training = {module: module.training for module in projection.modules() if isinstance(module, nn.Dropout)}
     try:
-        projection.eval()  # no dropout of LoRA layers
+        for module in training:
+            module.eval()
         return projection(torch.zeros_like(unit[:1]))[0], projection(unit)
     finally:
         for module, mode in training.items():

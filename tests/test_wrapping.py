@@ -304,6 +304,9 @@ def test_offloaded_models(expected, hook_first, placed, tmp_path):
     beacon.save_adapter(model, tmp_path / "adapter")
     fresh = beacon.load_adapter(tiny_model(), tmp_path / "adapter")
     torch.testing.assert_close(logits(fresh), expected.condensed, rtol=0, atol=1e-6)
+    settings = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    static = model.generate(LONG, past_key_values=model.static_cache(2 * LONG.shape[1]), **settings)
+    assert torch.equal(static, fresh.generate(LONG, **settings))
     if not hook_first:
         with pytest.raises(ValueError, match="offloaded"):
             beacon.load_reference(model, tmp_path / "adapter")
@@ -394,6 +397,29 @@ def test_quantised_base(make, tolerance):
     assert attention.beacon_k_proj.weight.grad.abs().max() > 0
     assert list(beacon.unwrap(model).state_dict()) == before
     assert torch.equal(logits(model, SHORT), short)
+
+
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_a_base_that_torchao_has_quantised(kind, tmp_path):
+    """As users load it: beacons start as its dequantised projections, and read, decode and train beside it."""
+    quantization = pytest.importorskip("torchao.quantization")
+    tiny_model("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    settings = transformers.TorchAoConfig(getattr(quantization, kind)())
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
+    attention, x = model.model.layers[0].self_attn, torch.eye(64)
+    assert type(attention.k_proj.weight.data) is not torch.Tensor
+    short = logits(model, SHORT)
+    model = beacon.wrap(model, CONFIG)
+    assert torch.equal(logits(model, SHORT), short)
+    assert attention.beacon_k_proj.weight.dtype == torch.float32
+    torch.testing.assert_close(attention.beacon_k_proj(x), attention.k_proj(x), rtol=0, atol=0.01)
+    cache = model.static_cache(2 * LONG.shape[1])
+    settings = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    out = model.generate(LONG, past_key_values=cache, **settings)
+    assert torch.equal(out, model.generate(LONG, **settings))
+    if kind == "Int8WeightOnlyConfig":  # products of int8 activations have no gradient
+        model(LONG, labels=LONG).loss.backward()
+        assert attention.beacon_k_proj.weight.grad.abs().max() > 0
 
 
 class _Unreadable(nn.Module):
