@@ -95,7 +95,7 @@ def _mask(inputs: AttentionInputs, queries: Queries, block: Block, which: str) -
     """The mask that all windows of a shape share, ``[queries, keys]``; None where everything is visible."""
     key = (which, block.shape)
     if key not in inputs.memo:
-        inputs.memo[key] = None if _sees_all(block, which) else _visible(queries, block, which)
+        inputs.memo[key] = None if _sees_all(block, which) else _added(_visible(queries, block, which), inputs.raw_q)
     mask: torch.Tensor | None = inputs.memo[key]
     return mask
 
@@ -103,6 +103,11 @@ def _mask(inputs: AttentionInputs, queries: Queries, block: Block, which: str) -
 def _sees_all(block: Block, which: str) -> bool:
     """Whether the block is one raw token beside no beacons: it sees all there is."""
     return which == "raw_queries" and block.step.raw_hi - block.step.raw_lo == 1 and block.step.beacon_hi == 0
+
+
+def _added(visible: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What SDPA adds to the logits; of a bool mask it would make that anew in every call."""
+    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
 
 
 def _visible(queries: Queries, block: Block, which: str) -> torch.Tensor:
