@@ -141,7 +141,7 @@ class Decoder:
     def _read_change(self, integers: torch.Tensor, count: int, sizes: tuple[int, ...]) -> None:
         places = dict(zip(ARRAYS, integers.split(sizes), strict=True))
         places["runs"] = places["runs"].view(3, 2, -1).int()
-        at = Where(self._site.rotary, **places)
+        at = Where(self._site, **places)
         change = ChangePass(self._site, at, count, self.slots.room.slots if self.records else self._reach)
         beacons = len(places["position"])
         if beacons:

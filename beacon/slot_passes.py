@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from beacon.attention.slots import Entries, Sight, attend
+from beacon.attention import Entries, Table, load_rotation
+from beacon.attention.slots import Sight, attend
 from beacon.modules import BeaconAttention, Rotary, rotate
 from beacon.slots import LayerSlots, Slots
 
@@ -35,8 +36,8 @@ class Site:
 class Where:
     """Integers of a pass and rotary tables made from them, on whichever devices the layers are."""
 
-    def __init__(self, rotary: Rotary, **places: torch.Tensor) -> None:
-        self._rotary, self._places = rotary, places
+    def __init__(self, site: Site, **places: torch.Tensor) -> None:
+        self._rotary, self._rotation, self._places = site.rotary, load_rotation(site.path), places
         self._made: dict[Any, Any] = {}
 
     def on(self, name: str, device: torch.device) -> torch.Tensor:
@@ -47,12 +48,28 @@ class Where:
         found: torch.Tensor = self._made[key]
         return found
 
+    def table(self, name: str, like: torch.Tensor) -> Table:
+        """cos and sin at the positions of that name, for entries ``like``."""
+        key = name, like.device, like.dtype
+        if key not in self._made:
+            self._made[key] = self._rotary.table(self.on(name, like.device), like.dtype)
+        found: Table = self._made[key]
+        return found
+
     def rotated(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Entries ``[n, heads, head_dim]`` rotated at the positions of that name."""
-        key = name, x.device, x.dtype
-        if key not in self._made:
-            self._made[key] = self._rotary.table(self.on(name, x.device), x.dtype)
-        return rotate(x, self._made[key])
+        turn = rotate if self._rotation is None else self._rotation.queries
+        return turn(x, self.table(name, x))
+
+    def write(self, entries: Entries, name: str, slots: Entries, places: str) -> None:
+        """Keys rotated at the positions of one name, and values, into the slots of another."""
+        k, v = entries
+        where = self.on(places, k.device)
+        if self._rotation is not None:
+            self._rotation.write(entries, self.table(name, k), slots, where)
+            return
+        slots[0].index_copy_(0, where, self.rotated(k, name))
+        slots[1].index_copy_(0, where, v)
 
 
 class TokenPass:
@@ -71,7 +88,7 @@ class TokenPass:
         self._site, self._reach, self._whole = site, reach, whole
         slot, opens, position = where.unbind()
         runs = torch.stack([slot - position, slot + 1])[None].int()
-        self._at = Where(site.rotary, slot=slot, opens=opens, position=position, runs=runs)
+        self._at = Where(site, slot=slot, opens=opens, position=position, runs=runs)
 
     @property
     def raw_tokens(self) -> int:
@@ -91,8 +108,7 @@ class TokenPass:
         device = k.device
         k, v = k.to(layer.k.dtype), v.to(layer.v.dtype)
         layer.open_k.index_copy_(0, at.on("opens", device), k)
-        layer.k.index_copy_(0, at.on("slot", device), at.rotated(k, "position"))
-        layer.v.index_copy_(0, at.on("slot", device), v)
+        at.write((k, v), "position", (layer.k, layer.v), "slot")
         sight = Sight(at.on("runs", device), 1, slots.room.slots, None, self._reach, self._whole)
         q = at.rotated(q.to(layer.k.dtype), "position")
         out = attend(self._site.path, q, (layer.k, layer.v), None, sight, attention.scaling)
@@ -176,10 +192,8 @@ def rearrange(layer: LayerSlots, new: Entries | None, at: Where) -> None:
     if len(of("commit_to")):
         which = of("commit_from")
         k, v = new or (layer.wait_k.index_select(0, which), layer.wait_v.index_select(0, which))
-        layer.k.index_copy_(0, of("commit_to"), at.rotated(k, "commit_position"))
-        layer.v.index_copy_(0, of("commit_to"), v)
+        at.write((k, v), "commit_position", (layer.k, layer.v), "commit_to")
     if len(moved_k):
-        layer.k.index_copy_(0, of("moved_to"), at.rotated(moved_k, "moved_position"))
-        layer.v.index_copy_(0, of("moved_to"), moved_v)
+        at.write((moved_k, moved_v), "moved_position", (layer.k, layer.v), "moved_to")
     if len(shifted):
         layer.open_k.index_copy_(0, of("shift_to"), shifted)

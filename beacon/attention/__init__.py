@@ -24,7 +24,7 @@ from types import ModuleType
 
 import torch
 
-from beacon.attention.inputs import AttentionInputs, AttentionPath, MemoryParts, Outputs, Rotation
+from beacon.attention.inputs import AttentionInputs, AttentionPath, Entries, MemoryParts, Outputs, Rotation, Table
 from beacon.config import ATTENTION_PATHS
 from beacon.plan import Plan
 from beacon_kernels.tiles import HEAD_DIMS
@@ -32,9 +32,11 @@ from beacon_kernels.tiles import HEAD_DIMS
 __all__ = [
     "AttentionInputs",
     "AttentionPath",
+    "Entries",
     "MemoryParts",
     "Outputs",
     "Rotation",
+    "Table",
     "check_path",
     "check_triton",
     "choose_path",

@@ -67,6 +67,7 @@ class AttentionInputs:
 
 
 Table: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # cos and sin, two of [n, 1, rotary_dim]
+Entries: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # keys and values, two of [n, kv_heads, head_dim]
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,13 @@ class Rotation:
         queries: From ``[n, heads, head_dim]`` and its table, the rotated queries.
         keys: From the pool's sources, the plan, the table of raw slots, beacon slots and commits one after the other,
             and a memo as above: these keys, rotated.
+        write: From keys and values ``[n, kv_heads, head_dim]``, the keys' table, buffers of both and places in these
+            ``[n]``: rotates the keys and writes both there.
     """
 
     queries: Callable[[torch.Tensor, Table], torch.Tensor]
     keys: Callable[[list[torch.Tensor], Plan, Table, dict[Any, Any]], list[torch.Tensor]]
+    write: Callable[[Entries, Table, Entries, torch.Tensor], None]
 
 
 Outputs: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from beacon.attention.inputs import AttentionInputs, Outputs, Rotation, Table
+from beacon.attention.inputs import AttentionInputs, Entries, Outputs, Rotation, Table
 from beacon.plan import Plan, Queries, upload
 from beacon_kernels.beacon_attention import Schedule, beacon_attention, beacon_decode, schedule_for
 from beacon_kernels.rotate_commit import Gather, build_gather, rotate_commit
@@ -89,7 +89,13 @@ def rotate_keys(sources: list[torch.Tensor], plan: Plan, table: Table, memo: dic
     return list(k.split([len(getattr(plan, kind)) for kind in KINDS]))
 
 
-ROTATION = Rotation(rotate_queries, rotate_keys)
+def write(entries: Entries, table: Table, slots: Entries, places: torch.Tensor) -> None:
+    """Rotate keys and write them and their values into slots, in one launch."""
+    (k, v), (k_out, v_out) = entries, slots
+    rotate_commit([k], [v], None, *_halves(table), k_out=k_out, v_out=v_out, places=places)
+
+
+ROTATION = Rotation(rotate_queries, rotate_keys, write)
 
 
 @dataclass(frozen=True)

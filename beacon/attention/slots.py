@@ -7,12 +7,11 @@ project's decode kernel, which reads what is visible alone; ``sdpa`` reads the f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-Entries: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # keys and values, two of [n, kv_heads, head_dim]
+from beacon.attention.inputs import Entries
 
 
 @dataclass(frozen=True)

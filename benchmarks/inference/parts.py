@@ -34,7 +34,7 @@ NAMES = (  # the first that is found in a kernel's or an operation's name
         r"elementwise|vectorized|reduce|norm|::(mul|add|sub|neg|silu|pow|mean|rsqrt|cos|sin|div|arange|argmax|softmax)_?\b|softmax",
     ),
 )
-OURS_UNMARKED = "forward_kernel"  # inside a replayed graph, where no mark reaches: rotation, for decoding has its own
+OURS = "forward_kernel"  # of attention; the backward pass is not profiled
 
 
 def parts(call: Callable[[], Any], device: torch.device) -> tuple[float, dict[str, float]]:
@@ -71,7 +71,7 @@ def marked() -> Iterator[None]:
 
     def marked_rotation(name: str) -> Any:
         found = load_rotation(name)
-        return found and type(found)(_marking(rotation, found.queries), _marking(rotation, found.keys))
+        return found and type(found)(*(_marking(rotation, call) for call in vars(found).values()))
 
     beacon.reading.load_path = lambda name: _marking(attention, load_path(name))
     beacon.reading.load_rotation = marked_rotation
@@ -93,8 +93,8 @@ def group_of(name: str, mark: str | None = None) -> str:
     if mark == ROTARY:
         return ROTARY
     found = next((group for group, pattern in NAMES if re.search(pattern, name.lower())), OTHER)
-    if found == OTHER and OURS_UNMARKED in name:
-        return mark or ROTARY
+    if found == OTHER and OURS in name:
+        return ATTENTION
     return ATTENTION if mark == ATTENTION and found == PRODUCTS else found
 
 

@@ -126,16 +126,18 @@ def _combine(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> 
 
 
 def _rotate_commit(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
-    from beacon_kernels.rotate_commit.forward import forward_kernel, widths
+    from beacon_kernels.rotate_commit.forward import rotate_commit_kernel, widths
 
-    constants = {"SOURCES": 3, "HAS_INDEX": True, "HAS_V": True, **widths(head_dim, head_dim // 2)}
-    return forward_kernel, constants, {"index_ptr": "*i32", "cos_ptr": "*fp32", "sin_ptr": "*fp32"}
+    switches = {"SOURCES": 3, "HAS_INDEX": True, "HAS_PLACES": True, "HAS_V": True}
+    pointers = {"index_ptr": "*i32", "places_ptr": "*i64", "cos_ptr": "*fp32", "sin_ptr": "*fp32"}
+    return rotate_commit_kernel, {**switches, **widths(head_dim, head_dim // 2)}, pointers
 
 
 def _rotate_commit_backward(tile: Tile, head_dim: int, group: int, packed: int, alike: int) -> Source:
     from beacon_kernels.rotate_commit.backward import backward_kernel
 
     _, constants, pointers = _rotate_commit(tile, head_dim, group, packed, alike)
+    del constants["HAS_PLACES"]
     return backward_kernel, constants, {"offsets_ptr": "*i32", "order_ptr": "*i32", **pointers}
 
 

@@ -381,8 +381,8 @@ def test_groups_of_kernels(name: str, group: str) -> None:
 
 
 def test_marks_tell_our_kernels_apart(base: Any) -> None:
-    assert parts.group_of("forward_kernel", parts.ATTENTION) == parts.ATTENTION
-    assert parts.group_of("forward_kernel", parts.ROTARY) == parts.ROTARY
+    assert parts.group_of("forward_kernel") == parts.ATTENTION
+    assert parts.group_of("rotate_commit_kernel") == parts.ROTARY
     assert parts.group_of("aten::bmm", parts.ATTENTION) == parts.ATTENTION
     assert parts.group_of("aten::cat", parts.ROTARY) == parts.ROTARY
     before = beacon.reading.load_path, beacon.reading.load_rotation, beacon.modules.rotate
@@ -406,7 +406,7 @@ def test_kernels_of_a_gpu_belong_to_the_mark_they_run_in() -> None:
         event("aten::mm", 0, 1000),
         event("nvjet", 0, 10),
         event(rotation, 10, 40, True),
-        event("forward_kernel", 10, 30),
+        event("rotate_commit_kernel", 10, 30),
         event("Memcpy HtoD", 30, 40),
         event(attention, 40, 100, True),
         event("forward_kernel", 40, 100),

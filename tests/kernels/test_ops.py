@@ -80,7 +80,9 @@ def test_opcheck_of_rotate_commit() -> None:
     torch.library.opcheck(rotate_commit_backward_op, (dk, dv, [2, 3], gather.offsets, gather.order, cos, sin))
     frozen = [[source.detach() for source in sources] for sources in (keys, values)]
     outs = torch.zeros(2, 4, 2, 16).unbind()
-    torch.library.opcheck(rotate_commit_into_op, (*frozen, gather.index, cos, sin, *(out.clone() for out in outs)))
+    for places in (None, torch.tensor([2, 0, 3, 1])):
+        written = [out.clone() for out in outs]
+        torch.library.opcheck(rotate_commit_into_op, (*frozen, gather.index, cos, sin, places, *written))
 
 
 @INTERPRETED

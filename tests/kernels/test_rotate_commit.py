@@ -273,6 +273,31 @@ def test_written_into_a_slice_of_a_buffer(impl: str, values: bool) -> None:
 
 
 @INTERPRETED
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("values", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_written_to_places_that_the_device_knows(impl: str, values: bool, dtype: torch.dtype) -> None:
+    """Rows of a buffer in any order; the others keep what they hold."""
+    call = draw([7, 5], torch.tensor([0, 6, 2, 11, 11]), values=values)
+    expected = call.run(impl)
+    places = torch.tensor([17, 0, 9, 3, 12], dtype=dtype)
+    k_cache, v_cache = torch.ones(20, 2, 16), torch.ones(2, 20, 16).transpose(0, 1) if values else None
+    k, v = rotate_commit(
+        *(call.keys, call.values, call.gather, call.cos, call.sin),
+        k_out=k_cache,
+        v_out=v_cache,
+        places=places,
+        impl=impl,
+    )
+    assert k is k_cache and v is v_cache
+    others = [row for row in range(20) if row not in places.tolist()]
+    for cache, want in zip((k_cache, v_cache), expected, strict=False):
+        if cache is not None:
+            assert torch.equal(cache[places.long()], want)
+            assert bool((cache[others] == 1).all())
+
+
+@INTERPRETED
 def test_commits_within_one_buffer() -> None:
     """Open entries may lie in the buffer that is written to, beside what is written."""
     cache = torch.randn(20, 2, 16)
@@ -381,6 +406,9 @@ def test_what_is_refused() -> None:
     )
     wrong(r"v_out must be .* in torch.float16", k_out=out, v_out=out.half())
     wrong("must be contiguous along head_dim and not expanded", k_out=out[:1].expand(3, 2, 16), v_out=out)
+    wrong("places say where rows of k_out are written, got no k_out", places=torch.arange(3))
+    for places in (torch.arange(4), torch.zeros(3), torch.arange(6)[::2]):
+        wrong(r"places must be contiguous int32 or int64 of shape \[3\]", k_out=out, v_out=out.clone(), places=places)
     wrong("must not require gradients; detach", k_out=out.clone().requires_grad_(), v_out=out)
     wrong("k_out must not share entries with a source or the other output", k_out=out, v_out=out)
     leaves = [k.clone().requires_grad_() for k in keys]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from beacon_kernels.dispatch import IMPLEMENTATIONS, check_device
-from beacon_kernels.rotate_commit.autograd import gathered, rotate_commit_into_op
+from beacon_kernels.rotate_commit.autograd import gathered, written
 from beacon_kernels.rotate_commit.gather import Gather
 from beacon_kernels.rotate_commit.reference import reference
 from beacon_kernels.rotate_commit.validation import check
@@ -22,6 +22,7 @@ def rotate_commit(
     *,
     k_out: torch.Tensor | None = None,
     v_out: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
     impl: str = "triton",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Take entries from a pool, rotate keys and copy values, in one launch.
@@ -37,6 +38,9 @@ def rotate_commit(
         sin: Likewise.
         k_out: ``[m, heads, head_dim]`` to write into, for example ``cache[start : start + m]``; None allocates.
         v_out: Likewise for values.
+        places: int32 or int64 ``[m]`` on the device of the sources: row i of the result goes to row ``places[i]`` of
+            k_out and v_out, which may then have any number of rows. The host never reads them: a CUDA graph of this
+            call replays while they change. All must lie inside and differ, or what is written is undefined.
         impl: ``triton`` or ``reference``; an explicit choice never falls back.
 
     Returns:
@@ -51,16 +55,19 @@ def rotate_commit(
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
-    check(k_sources, v_sources, gather, cos, sin, k_out, v_out)
+    check(k_sources, v_sources, gather, cos, sin, k_out, v_out, places)
     if cos is not None and sin is not None:
         cos, sin = cos.flatten(0, -2), sin.flatten(0, -2)
     if impl == "reference":
         k, v = reference(k_sources, v_sources, None if gather is None else gather.index, cos, sin)
+        if k_out is not None and places is not None:
+            k_out.index_copy_(0, places.long(), k)
+            return k_out, v if v is None or v_out is None else v_out.index_copy_(0, places.long(), v)
         return k if k_out is None else k_out.copy_(k), v if v is None or v_out is None else v_out.copy_(v)
     check_device(k_sources[0])
     keys, values = list(k_sources), list(v_sources or [])
     if k_out is not None:
-        rotate_commit_into_op(keys, values, None if gather is None else gather.index, cos, sin, k_out, v_out)
+        written(keys, values, gather, cos, sin, places, k_out, v_out)
         return k_out, v_out
     out = gathered(keys, values, gather, cos, sin)
     return out[0], out[1] if values else None

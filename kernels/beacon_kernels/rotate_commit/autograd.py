@@ -11,7 +11,7 @@ from beacon_kernels.rotate_commit.gather import Gather
 
 _SOURCES = "(Tensor[] k_sources, Tensor[] v_sources, Tensor? index, Tensor? cos, Tensor? sin, "
 _FORWARD = _SOURCES + "Tensor? offsets, Tensor? order) -> Tensor[]"
-_INTO = _SOURCES + "Tensor(a!) k_out, Tensor(b!)? v_out) -> ()"
+_INTO = _SOURCES + "Tensor? places, Tensor(a!) k_out, Tensor(b!)? v_out) -> ()"
 _BACKWARD = (
     "(Tensor dk_out, Tensor? dv_out, int[] source_sizes, Tensor? offsets, Tensor? order, Tensor? cos, Tensor? sin) "
     "-> Tensor[]"
@@ -50,11 +50,34 @@ def _(k_sources, v_sources, index, cos, sin, offsets, order):
 
 
 @torch.library.custom_op("beacon_kernels::rotate_commit_into", mutates_args=("k_out", "v_out"), schema=_INTO)
-def rotate_commit_into_op(k_sources, v_sources, index, cos, sin, k_out, v_out):
+def rotate_commit_into_op(k_sources, v_sources, index, cos, sin, places, k_out, v_out):
     """The forward kernel, writing into buffers that are there."""
     from beacon_kernels.rotate_commit.forward import forward_into
 
-    forward_into(k_sources, v_sources, index, cos, sin, k_out, v_out)
+    forward_into(k_sources, v_sources, index, places, cos, sin, k_out, v_out)
+
+
+def written(
+    k_sources: list[torch.Tensor],
+    v_sources: list[torch.Tensor],
+    gather: Gather | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    places: torch.Tensor | None,
+    k_out: torch.Tensor,
+    v_out: torch.Tensor | None,
+) -> None:
+    """Call on validated arguments that writes into buffers that are there."""
+    index = None if gather is None else gather.index
+    if launches_directly(*k_sources, *v_sources, k_out):
+        from beacon_kernels.rotate_commit.forward import forward_into
+
+        forward_into(k_sources, v_sources, index, places, cos, sin, k_out, v_out)
+        for out in (k_out, v_out):
+            if out is not None and not out.is_inference():
+                torch.autograd.graph.increment_version(out)
+    else:
+        rotate_commit_into_op(k_sources, v_sources, index, cos, sin, places, k_out, v_out)
 
 
 @torch.library.custom_op("beacon_kernels::rotate_commit_backward", mutates_args=(), schema=_BACKWARD)

@@ -1,5 +1,7 @@
 """Forward kernel: k_out[i] = R(i) k[index[i]], v_out[i] = v[index[i]], k and v being up to three sources end to end.
 
+With places, row places[i] of the results in place of row i.
+
     R: out[: r/2] = x1 cos - x2 sin;   out[r/2 : r] = x2 cos + x1 sin;   out[r :] = x[r :]   (x1, x2: halves of x[: r])
 
 Grid: (row blocks * head blocks), head blocks fastest. A program takes ``BLOCK_M`` rows of the result and
@@ -45,7 +47,7 @@ def store_channels(rows, x, mask_m, FIRST: tl.constexpr, WIDTH: tl.constexpr, BL
 
 
 @triton.jit(do_not_specialize=["m", "heads", "end0", "end1", "heads_per_program"])
-def forward_kernel(
+def rotate_commit_kernel(
     k0_ptr,
     k1_ptr,
     k2_ptr,
@@ -55,6 +57,7 @@ def forward_kernel(
     k_out_ptr,
     v_out_ptr,
     index_ptr,
+    places_ptr,
     cos_ptr,
     sin_ptr,
     stride_k0n,
@@ -82,6 +85,7 @@ def forward_kernel(
     heads_per_program,
     SOURCES: tl.constexpr,
     HAS_INDEX: tl.constexpr,
+    HAS_PLACES: tl.constexpr,
     HAS_V: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -101,6 +105,10 @@ def forward_kernel(
         entry = tl.load(index_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)
     else:
         entry = offs_m
+    if HAS_PLACES:  # read where the host need not know them
+        out_row = tl.load(places_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)
+    else:
+        out_row = offs_m
     local = entry - pick(0, end0, end1, entry, end0, end1, SOURCES)
     k_rows = pick(k0_ptr, k1_ptr, k2_ptr, entry, end0, end1, SOURCES)
     k_rows += local * pick(stride_k0n, stride_k1n, stride_k2n, entry, end0, end1, SOURCES)
@@ -116,7 +124,7 @@ def forward_kernel(
     for number in range(first_head, tl.minimum(first_head + heads_per_program, heads)):
         head = tl.cast(number, tl.int64)
         k_ptrs = k_rows + head * stride_kh
-        k_out_ptrs = k_out_ptr + offs_m * stride_kon + head * stride_koh
+        k_out_ptrs = k_out_ptr + out_row * stride_kon + head * stride_koh
         if HALF > 0:
             x1 = load_channels(k_ptrs, mask_m, 0, HALF, BLOCK_HALF).to(tl.float32)  # [BLOCK_M, BLOCK_HALF]
             x2 = load_channels(k_ptrs, mask_m, HALF, HALF, BLOCK_HALF).to(tl.float32)
@@ -130,7 +138,7 @@ def forward_kernel(
         if REST > 0:
             store_channels(k_out_ptrs, rest, mask_m, 2 * HALF, REST, BLOCK_REST)
         if HAS_V:
-            store_channels(v_out_ptr + offs_m * stride_von + head * stride_voh, v, mask_m, 0, HEAD_DIM, BLOCK_D)
+            store_channels(v_out_ptr + out_row * stride_von + head * stride_voh, v, mask_m, 0, HEAD_DIM, BLOCK_D)
 
 
 def widths(head_dim: int, half: int) -> dict[str, int]:
@@ -169,7 +177,7 @@ def forward(
     """:func:`forward_into` new tensors: keys, and values if there are any."""
     rows = sum(source.shape[0] for source in k_sources) if index is None else index.shape[0]
     out = [k_sources[0].new_empty(rows, *k_sources[0].shape[1:]) for _ in range(1 + bool(v_sources))]
-    forward_into(k_sources, v_sources, index, cos, sin, out[0], out[1] if v_sources else None)
+    forward_into(k_sources, v_sources, index, None, cos, sin, out[0], out[1] if v_sources else None)
     return out
 
 
@@ -177,6 +185,7 @@ def forward_into(
     k_sources: list[torch.Tensor],
     v_sources: list[torch.Tensor],
     index: torch.Tensor | None,
+    places: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     k_out: torch.Tensor,
@@ -188,13 +197,15 @@ def forward_into(
         k_sources: One to three tensors ``[n_i, heads, head_dim]``.
         v_sources: As many, or none.
         index: int32 ``[m]`` or None.
+        places: int32 or int64 ``[m]`` or None.
         cos: ``[m, rotary_dim / 2]`` or None.
         sin: Likewise.
-        k_out: ``[m, heads, head_dim]``, written.
+        k_out: ``[m, heads, head_dim]``, or with places any number of rows; written.
         v_out: Likewise, where there are v_sources.
     """
-    m, heads, head_dim = k_out.shape
-    if not k_out.numel():
+    heads, head_dim = k_out.shape[1:]
+    m = sum(source.shape[0] for source in k_sources) if index is None else index.shape[0]
+    if not m:
         return
     sizes = widths(head_dim, 0 if cos is None else cos.shape[1])
     programs, heads_per_program = split(m, heads, sizes["BLOCK_M"])
@@ -202,11 +213,12 @@ def forward_into(
     outs = [k_out, k_out if v_out is None else v_out]
     ends = [keys[0].shape[0], keys[0].shape[0] + keys[1].shape[0]]
     with torch.cuda.device_of(k_out):
-        forward_kernel[(programs,)](
+        rotate_commit_kernel[(programs,)](
             *keys,
             *values,
             *outs,
             k_out if index is None else index,
+            k_out if places is None else places,
             k_out if cos is None else cos,
             k_out if sin is None else sin,
             *(stride for tensor in (*keys, *values, *outs) for stride in tensor.stride()[:2]),
@@ -218,6 +230,7 @@ def forward_into(
             heads_per_program,
             SOURCES=len(k_sources),
             HAS_INDEX=index is not None,
+            HAS_PLACES=places is not None,
             HAS_V=bool(v_sources),
             **sizes,
             num_warps=NUM_WARPS,

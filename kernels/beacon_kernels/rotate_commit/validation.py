@@ -21,6 +21,7 @@ def check(
     sin: torch.Tensor | None,
     k_out: torch.Tensor | None,
     v_out: torch.Tensor | None,
+    places: torch.Tensor | None,
 ) -> None:
     """Check tensors against each other and the gather; see :func:`beacon_kernels.rotate_commit.rotate_commit`.
 
@@ -48,7 +49,22 @@ def check(
             )
         if gather is not None and gather.order is None:
             raise ValueError("the gather was built with gradients=False; build it with gradients=True.")
-    _check_outputs(k_out, v_out, v_sources is not None, (count, *first.shape[1:]), sources)
+    rows = count
+    if places is not None:
+        _check_places(places, k_out, count, first)
+        rows = 0 if k_out is None else k_out.shape[0]
+    _check_outputs(k_out, v_out, v_sources is not None, (rows, *first.shape[1:]), sources)
+
+
+def _check_places(places: torch.Tensor, k_out: torch.Tensor | None, count: int, like: torch.Tensor) -> None:
+    if k_out is None:
+        raise ValueError("places say where rows of k_out are written, got no k_out; give both or neither.")
+    wanted = places.dtype in (torch.int32, torch.int64) and list(places.shape) == [count]
+    if not wanted or places.device != like.device or (count > 1 and places.stride(0) != 1):
+        raise ValueError(
+            f"places must be contiguous int32 or int64 of shape [{count}] on {like.device}, got {places.dtype} of "
+            f"shape {list(places.shape)} on {places.device}; give every result a row."
+        )
 
 
 def _check_sources(k_sources: Sequence[torch.Tensor], v_sources: Sequence[torch.Tensor] | None) -> None:
