@@ -25,6 +25,7 @@ CONTENDERS = (
     *("beacon", "beacon-static", "loop", "published"),
     *("full-dynamic", "full-cudnn", "full-static", "sliding-window", "kvpress"),
 )
+FUSED = ("none", "compile", "liger")
 KINDS = ("prefill", "decode", "prefill-parts", "decode-parts")
 FILE = "end_to_end.csv"
 BUDGET = 900.0
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = []
     for name in scales:
         new = options.new_tokens or NEW_TOKENS[name]
-        settings.append(Setting(name, SCALES[name], device, dtype, TEXTS[name], new, options.attention_path))
+        cells = (TEXTS[name], new, options.attention_path, options.fuse)
+        settings.append(Setting(name, SCALES[name], device, dtype, *cells))
     return _run(settings, options)
 
 
@@ -68,7 +70,7 @@ def _run(settings: list[Setting], options: argparse.Namespace) -> int:
     from benchmarks.inference.tasks import tasks
     from benchmarks.machine import named_stamp, slug
     from benchmarks.measure import release
-    from benchmarks.models import random_llama
+    from benchmarks.models import fuse, random_llama
     from benchmarks.results import Results, read
 
     deadline = time.monotonic() + options.budget_seconds
@@ -87,6 +89,7 @@ def _run(settings: list[Setting], options: argparse.Namespace) -> int:
         say(f"{setting.name}: {setting.scale}, window {setting.scale.window}, {setting.precision}")
         try:
             base = random_llama(setting.scale, setting.positions, device, setting.dtype).eval()
+            fuse(base, setting.fused)
         except torch.OutOfMemoryError:
             problems.append(f"the weights of {setting.name} do not fit into the device's memory")
             continue
@@ -124,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, help="decoded in a timed call")
     parser.add_argument("--kvpress-python", metavar="PATH", help="interpreter of an environment that has kvpress")
     parser.add_argument("--attention-path", default="auto", help="of ours and loop: auto, triton, flex, sdpa")
+    parser.add_argument("--fuse", choices=FUSED, default="none", help="norms and SwiGLU in fused kernels, for all")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="rehearse with tiny sizes on the CPU; no figures")

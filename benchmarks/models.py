@@ -86,3 +86,25 @@ def random_llama(scale: Scale, positions: int, device: torch.device, dtype: torc
     with torch.device(device):  # random numbers are drawn there as well
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model.requires_grad_(False)
+
+
+FUSED = ("none", "compile", "liger")
+
+
+def fuse(model: Any, how: str) -> None:
+    """Compute norms and SwiGLU of a stock Llama in fused kernels, in place.
+
+    Args:
+        model: The model.
+        how: ``compile`` (``torch.compile`` of each norm and feed-forward network), ``liger`` (Liger-Kernel's, what
+            ``training.use_liger_kernel`` turns on), or ``none``.
+    """
+    if how == "liger":
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        ours = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
+        _apply_liger_kernel_to_instance(model=model, rms_norm=True, swiglu=True, **ours)
+    elif how == "compile":
+        for layer in model.model.layers:
+            for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+                part.forward = torch.compile(part.forward, dynamic=True)

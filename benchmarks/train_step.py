@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int:
     from benchmarks.gpu.bench import say
     from benchmarks.machine import named_stamp, slug
+    from benchmarks.models import fuse
     from benchmarks.results import OURS, Results, read
     from benchmarks.training.report import table, verdicts
-    from benchmarks.training.setting import build_base, use_liger
+    from benchmarks.training.setting import build_base
     from benchmarks.training.timing import attempt, compare, disagreements
 
     deadline = time.monotonic() + options.budget_seconds
@@ -75,7 +76,7 @@ def _run(setting: Setting, options: argparse.Namespace, out: Path | None) -> int
     say(f"{setting.case}: {setting.shape}")
     base = build_base(setting)
     if options.liger:
-        use_liger(base)
+        fuse(base, "liger")
     outcomes = {}
     for name in options.only:
         name = OURS if name == "ours" else name

@@ -50,6 +50,7 @@ class Setting:
         texts: What is read.
         new_tokens: Decoded in a timed call.
         attention_path: Of the library's own contenders.
+        fused: What computes norms and SwiGLU, of all contenders (:data:`benchmarks.models.FUSED`).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Setting:
     texts: tuple[Text, ...]
     new_tokens: int = 16
     attention_path: str = "auto"
+    fused: str = "none"
 
     @property
     def precision(self) -> str:
@@ -108,7 +110,8 @@ class Setting:
     def case(self, kind: str, text: Text, batch: int | None = None) -> str:
         """A cell's name in the results; the ratio is part of it, for it differs from length to length."""
         rows = "" if batch is None else f" batch {batch}"
-        return f"{kind} {self.name} {text.length} ratio {text.ratio}{rows} {self.precision}"
+        fused = "" if self.fused == "none" else f" {self.fused}"
+        return f"{kind} {self.name} {text.length} ratio {text.ratio}{rows} {self.precision}{fused}"
 
     def shape(self, text: Text, batch: int = 1) -> str:
         """All sizes of a cell."""

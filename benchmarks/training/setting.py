@@ -14,7 +14,7 @@ from beacon.config import PAPER_RATIOS
 from beacon.training.flops import ModelShape, StepFlops
 from benchmarks.models import ON_CPU, SCALES, Scale, random_llama
 
-__all__ = ["ON_CPU", "SCALES", "SEED", "Scale", "Setting", "build_base", "draw_ratios", "use_liger"]
+__all__ = ["ON_CPU", "SCALES", "SEED", "Scale", "Setting", "build_base", "draw_ratios"]
 
 SEED = 5  # its draw of seven ratios has 0.239 beacons per raw token; the multiset's mean is 0.234
 
@@ -118,11 +118,3 @@ def build_base(setting: Setting) -> Any:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     return model
-
-
-def use_liger(model: Any) -> None:
-    """Liger-Kernel's RMSNorm and SwiGLU on this model, what ``training.use_liger_kernel`` turns on."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    ours = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
-    _apply_liger_kernel_to_instance(model=model, rms_norm=True, swiglu=True, **ours)

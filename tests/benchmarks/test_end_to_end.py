@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -57,7 +58,7 @@ from benchmarks.inference.sliding import SlidingWindow, sharing
 from benchmarks.inference.tasks import DECODE, DECODE_PARTS, PREFILL, PREFILL_PARTS, Task
 from benchmarks.machine import Stamp
 from benchmarks.measure import Spread
-from benchmarks.models import SCALES, Scale, random_llama
+from benchmarks.models import FUSED, SCALES, Scale, fuse, random_llama
 from benchmarks.results import OURS, Results, Row, read
 from tests.tiny_models import randomize
 
@@ -416,6 +417,19 @@ def test_kernels_of_a_gpu_belong_to_the_mark_they_run_in() -> None:
     found = parts._on_gpu(events)
     spent = {group: round(1e6 * seconds) for group, seconds in found.items() if seconds}
     assert spent == {parts.PRODUCTS: 17, parts.ROTARY: 30, parts.ATTENTION: 60}
+
+
+def test_fused_parts_have_cases_of_their_own(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(call) or call)
+    fuse(base, "none")
+    assert not compiled
+    fuse(base, "compile")
+    assert len(compiled) == 3 * SMALL.layers
+    assert end_to_end.FUSED == FUSED
+    fused = dataclasses.replace(setting(), fused="compile")
+    assert fused.case("prefill", TEXT) == setting().case("prefill", TEXT) + " compile"
+    assert aims.sizes_of(fused.case("decode", TEXT, 8)) == (80, 8)
 
 
 # -- kvpress -----------------------------------------------------------------------------------------------------------
