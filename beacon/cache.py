@@ -100,7 +100,9 @@ class BeaconCache(Cache):
         self.warned = False
         self.max_tokens: int | None = None
         self.slots: Slots | None = None
+        self.decoder: Any = None  # what reads into the slots (beacon.decoder)
         self.in_slots = False
+        self.interrupted = False
 
     @property
     def states(self) -> list[RowState]:
@@ -143,12 +145,36 @@ class BeaconCache(Cache):
         self.max_tokens = max_tokens
         return self
 
+    def refill(self, other: BeaconCache) -> BeaconCache:
+        """Forget everything read and go on from what another cache has read; buffers and recorded graphs stay.
+
+        For many questions to one document: one static cache is refilled from the document's for each.
+
+        Args:
+            other: A cache of the same model; it stays as it is.
+
+        Returns:
+            The cache itself.
+
+        Raises:
+            ValueError: The cache of another model or configuration.
+        """
+        if other.owner != self.owner or other.config != self.config:
+            raise ValueError("refill takes a cache of the same model and configuration, got another's; read it again.")
+        kept = self.max_tokens
+        self.become(other.fork())
+        self.max_tokens = kept
+        return self
+
     def become(self, other: BeaconCache) -> None:
-        """Take another cache's content; buffers stay, to be filled again."""
-        slots = self.slots
+        """Take over the content of a cache that is out of slots; own buffers stay, to be filled again."""
+        slots, decoder = self.slots, self.decoder
         self.__dict__.update(other.__dict__)
-        if other.slots is None:
-            self.slots = slots
+        self.slots, self.decoder = slots, decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no part in what is recorded."""
+        return {**self.__dict__, "decoder": None}
 
     # -- what Hugging Face asks a cache -------------------------------------------------------------------------
 
@@ -221,7 +247,7 @@ class BeaconCache(Cache):
     def fork(self) -> BeaconCache:
         """An independent cache that shares the tensors read so far (nothing is copied, nothing written in place).
 
-        While a static cache is decoding its buffers are copied; compress once and fork before.
+        While a static cache is decoding its buffers are copied; compress once, and fork or :meth:`refill` before.
         """
         return self.select(range(len(self.states)))
 
@@ -258,7 +284,13 @@ class BeaconCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: row i becomes row ``beam_idx[i]``."""
-        self.become(self.select(beam_idx.tolist()))
+        rows = beam_idx.tolist()
+        if not (self.in_slots and self.slots is not None and len(rows) == len(self._states)):
+            self.become(self.select(rows))
+            return
+        self.slots.reorder(rows)
+        self.states = [self.states[row] for row in rows]
+        self.columns = self.columns.select(rows)
 
     batch_select_indices = reorder_cache
 
@@ -274,6 +306,7 @@ class BeaconCache(Cache):
         other = copy.copy(self)
         other.stores = self.slots.stores(self.config, states)
         hidden = self.slots.hidden
+        other.stock, other.stock_positions = None, []
         other.last_hidden = [None] * len(self.states) if hidden is None else list(hidden.clone().unbind())
         other.slots, other.in_slots = None, False
         return other

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from beacon.attention import slot_path
 from beacon.cache import BeaconCache
 from beacon.config import check_whole
-from beacon.decoding import is_quiet
+from beacon.decoding import condenses_next
 from beacon.identity import Wrapping, is_disabled
 from beacon.text import check_ids, check_mask, new_text
 
@@ -62,6 +62,7 @@ class BeaconGeneration(nn.Module):
         if not isinstance(given, BeaconCache):
             return stock.generate(inputs, *args, **kwargs)
         before, done = given.fork(), False
+        given.become(before.fork())  # out of the buffers of a static cache, once
         try:
             if past:
                 self._continue_from(given, check_ids(ids), args, kwargs)
@@ -74,6 +75,9 @@ class BeaconGeneration(nn.Module):
 
     def static_cache(self, max_tokens: int) -> BeaconCache:
         """An empty cache whose decoded tokens have static shapes; on a GPU a CUDA graph then replays each.
+
+        Tokens are decoded so without gradients alone, as in ``generate``. A graph is what the model did when it was
+        recorded: hooks registered since do not run. Where beacons interleave, each is a pass of its own.
 
         Args:
             max_tokens: Text tokens of a row, prompt included, that find room; for longer texts the buffers grow.
@@ -109,7 +113,7 @@ class BeaconGeneration(nn.Module):
         """A lean ``generate``: nothing but the model runs between two tokens, and the host does not wait for them.
 
         Greedy decoding gives the tokens of ``generate``. Whether all rows have ended is looked up every few tokens;
-        what was read too much is taken back.
+        what was read too much is taken back. Interrupted, the cache has read what was decoded until then.
 
         Args:
             input_ids: Token ids ``[batch, seqlen]``: the whole text or only what is new.
@@ -129,8 +133,7 @@ class BeaconGeneration(nn.Module):
             The new tokens ``[batch, n]``, padded after the end of a row; n is at most ``max_new_tokens``.
 
         Raises:
-            TypeError: No cache of a wrapped model.
-            ValueError: A cache without room reserved, no token to add; as :meth:`forward`.
+            ValueError: No cache of a wrapped model, or one without room reserved; no token to add; as :meth:`forward`.
         """
         check_whole("max_new_tokens", max_new_tokens, 1)
         if not isinstance(past_key_values, BeaconCache) or past_key_values.max_tokens is None:
@@ -141,9 +144,10 @@ class BeaconGeneration(nn.Module):
         eos = self._setting("eos_token_id", (), {"eos_token_id": eos_token_id})
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pad = self._setting("pad_token_id", (), {"pad_token_id": pad_token_id})
-        pick = partial(_draw, temperature=temperature, top_k=top_k, top_p=top_p) if do_sample else _likeliest
+        pick = partial(_draw, _warpers(temperature, top_k, top_p)) if do_sample else _likeliest
         ids = check_ids(input_ids)
-        mask = self._text_mask(ids, past_key_values.columns.count, (), {"attention_mask": attention_mask})
+        given = {"attention_mask": attention_mask, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        mask = self._text_mask(ids, past_key_values.columns.count, (), given)
         options = {"past_key_values": past_key_values, "logits_to_keep": 1, "use_cache": True, **kwargs}
         logits = self(ids, attention_mask=mask, **options).logits[:, -1]
         before = past_key_values.columns.count
@@ -155,7 +159,7 @@ class BeaconGeneration(nn.Module):
             if ends:
                 tokens[:, number].masked_fill_(ended, ends[0] if pad is None else pad)
                 ended |= torch.isin(tokens[:, number], stops)
-            looks = number % LOOK == LOOK - 1 or not is_quiet(past_key_values)
+            looks = number % LOOK == LOOK - 1 or condenses_next(past_key_values)
             if number == max_new_tokens - 1 or (ends and looks and bool(ended.all())):
                 break
             logits = self(tokens[:, number : number + 1], **options).logits[:, -1]
@@ -208,15 +212,20 @@ def _likeliest(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
-def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
+def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
     steps = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k is not None:
         steps.append(TopKLogitsWarper(top_k))
     if top_p is not None:
         steps.append(TopPLogitsWarper(top_p))
+    return steps
+
+
+def _draw(steps: LogitsProcessorList, logits: torch.Tensor) -> torch.Tensor:
+    """The first of exponential clocks to ring: a draw without ``torch.multinomial``'s look at the device."""
     nothing = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
     chances = steps(nothing, logits.float()).softmax(dim=-1)
-    return torch.multinomial(chances, 1)[:, 0]
+    return (chances / torch.empty_like(chances).exponential_()).argmax(dim=-1)
 
 
 def _length(tokens: torch.Tensor, stops: torch.Tensor) -> int:

@@ -122,8 +122,9 @@ class BeaconModel(BeaconGeneration):
             span = (ratios, expected_length, keep_first, keep_from)
             logits = self._decode(past_key_values, input_ids, attention_mask, *span)
             if logits is not None:
-                columns = _kept_columns(1, logits_to_keep, None)
-                result = CausalLMOutputWithPast(logits=logits[:, columns], past_key_values=past_key_values)
+                if not isinstance(logits_to_keep, int) or isinstance(logits_to_keep, bool) or logits_to_keep < 0:
+                    logits = logits[:, _kept_columns(1, logits_to_keep, None)]
+                result = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
                 return result if options["return_dict"] else result.to_tuple()
         cache = self.beacon_cache(past_key_values, input_ids.shape[0])
         text, trip = self._plan(
@@ -323,11 +324,16 @@ class BeaconModel(BeaconGeneration):
                 f"past_key_values was made with another configuration, got {cache.config} for {wrapping.config}; "
                 "read the text again."
             )
-        home = None if cache.in_slots else cache.device  # slots are made where the model is
-        if home is not None and home != home_of(self.model.layers[0]):
+        if cache.interrupted:
             raise ValueError(
-                f"past_key_values must be where the model is, {home_of(self.model.layers[0])}, got one on {home}; "
-                "move it with cache.to(device)."
+                "past_key_values was interrupted while a window was condensed and holds parts of two states; read the "
+                "text again, or go on from a fork() made before."
+            )
+        held = None if cache.in_slots else cache.device  # slots are made where the model is
+        if held is not None and _elsewhere(held, home_of(self.model.layers[0])):
+            raise ValueError(
+                f"past_key_values must be where the model is, {home_of(self.model.layers[0])}, got one on {held}; move "
+                "it with cache.to(device)."
             )
 
     def _plan(
@@ -413,6 +419,13 @@ class BeaconModel(BeaconGeneration):
             given.become(after)
             return given
         return after
+
+
+def _elsewhere(held: torch.device, home: torch.device) -> bool:
+    """Whether two devices differ; parameters on the CPU may compute on a GPU (offloaded by FSDP2 or ZeRO-3)."""
+    if held.type != home.type:
+        return (held.type, home.type) != ("cuda", "cpu")
+    return None not in (held.index, home.index) and held.index != home.index
 
 
 def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

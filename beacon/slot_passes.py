@@ -16,7 +16,7 @@ from beacon.modules import BeaconAttention, Rotary, rotate
 from beacon.slots import LayerSlots, Slots
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """Where passes read and write.
 
@@ -25,19 +25,25 @@ class Site:
         path: ``triton`` or ``sdpa``.
         rotary: The model's rotary embedding.
         beacons_in_slots: Whether raw tokens see the beacons of their own window.
+        records: Whether passes are recorded, so that nothing may depend on how far rows have come.
+        reach: The first slots of a row, of which some query may see any; all of them where passes are recorded.
+        whole: Every token sees all of these.
     """
 
     slots: Slots
     path: str
     rotary: Rotary
     beacons_in_slots: bool
+    records: bool
+    reach: int = 0
+    whole: bool = False
 
 
 class Where:
     """Integers of a pass and rotary tables made from them, on whichever devices the layers are."""
 
     def __init__(self, site: Site, **places: torch.Tensor) -> None:
-        self._rotary, self._rotation, self._places = site.rotary, load_rotation(site.path), places
+        self._site, self._rotation, self._places = site, load_rotation(site.path), places
         self._made: dict[Any, Any] = {}
 
     def on(self, name: str, device: torch.device) -> torch.Tensor:
@@ -52,7 +58,7 @@ class Where:
         """cos and sin at the positions of that name, for entries ``like``."""
         key = name, like.device, like.dtype
         if key not in self._made:
-            self._made[key] = self._rotary.table(self.on(name, like.device), like.dtype)
+            self._made[key] = self._site.rotary.table(self.on(name, like.device), like.dtype)
         found: Table = self._made[key]
         return found
 
@@ -60,6 +66,17 @@ class Where:
         """Entries ``[n, heads, head_dim]`` rotated at the positions of that name."""
         turn = rotate if self._rotation is None else self._rotation.queries
         return turn(x, self.table(name, x))
+
+    def sight(self, count: int, device: torch.device) -> Sight:
+        """What ``count`` queries per row see, by the integers ``runs`` and (if not all) ``rows``."""
+        key = "sight", device
+        if key not in self._made:
+            rows = self.on("rows", device) if "rows" in self._places else None
+            site, capacity = self._site, self._site.slots.room.slots
+            reach, whole = (capacity, False) if site.records else (site.reach, site.whole and rows is None)
+            self._made[key] = Sight(self.on("runs", device), count, capacity, rows, reach, whole)
+        found: Sight = self._made[key]
+        return found
 
     def write(self, entries: Entries, name: str, slots: Entries, places: str) -> None:
         """Keys rotated at the positions of one name, and values, into the slots of another."""
@@ -78,14 +95,12 @@ class TokenPass:
     Args:
         site: Where.
         where: Slot, open entry (flat over rows) and position of each token, int64 ``[3, rows]``.
-        reach: The first slots of a row, of which some token may see any.
-        whole: Every token sees all of these.
     """
 
     outputs = True
 
-    def __init__(self, site: Site, where: torch.Tensor, reach: int, whole: bool) -> None:
-        self._site, self._reach, self._whole = site, reach, whole
+    def __init__(self, site: Site, where: torch.Tensor) -> None:
+        self._site = site
         slot, opens, position = where.unbind()
         runs = torch.stack([slot - position, slot + 1])[None].int()
         self._at = Where(site, slot=slot, opens=opens, position=position, runs=runs)
@@ -101,17 +116,15 @@ class TokenPass:
 
     def run(self, attention: BeaconAttention, hidden: torch.Tensor) -> torch.Tensor:
         """Write keys and values, and attend: ``[rows, hidden]`` in and out."""
-        slots, at = self._site.slots, self._at
-        layer = slots.layers[attention.layer_idx]
+        layer, at = self._site.slots.layers[attention.layer_idx], self._at
         q, k, v = attention.project(hidden, own=False, queries=True)
         assert q is not None
         device = k.device
         k, v = k.to(layer.k.dtype), v.to(layer.v.dtype)
         layer.open_k.index_copy_(0, at.on("opens", device), k)
         at.write((k, v), "position", (layer.k, layer.v), "slot")
-        sight = Sight(at.on("runs", device), 1, slots.room.slots, None, self._reach, self._whole)
         q = at.rotated(q.to(layer.k.dtype), "position")
-        out = attend(self._site.path, q, (layer.k, layer.v), None, sight, attention.scaling)
+        out = attend(self._site.path, q, (layer.k, layer.v), None, at.sight(1, device), attention.scaling)
         result: torch.Tensor = attention.o_proj(out.to(hidden.dtype).flatten(1))
         return result
 
@@ -123,13 +136,12 @@ class ChangePass:
         site: Where.
         at: Integers of a :class:`beacon.plan.Change`.
         count: New beacons per row.
-        reach: Slots of a row that some beacon may see.
     """
 
     outputs = False
 
-    def __init__(self, site: Site, at: Where, count: int, reach: int) -> None:
-        self._site, self._at, self._count, self._reach = site, at, count, reach
+    def __init__(self, site: Site, at: Where, count: int) -> None:
+        self._site, self._at, self._count = site, at, count
         self._last_input: torch.Tensor | None = None
         self.new: list[Entries | None] = [None] * len(site.slots.layers)
 
@@ -140,13 +152,13 @@ class ChangePass:
 
     def for_last_layer(self, beacon_input: torch.Tensor) -> ChangePass:
         """The same for the last layer, whose beacons stop at keys and values."""
-        last = ChangePass(self._site, self._at, self._count, self._reach)
+        last = ChangePass(self._site, self._at, self._count)
         last.new, last._last_input = self.new, beacon_input
         return last
 
     def run(self, attention: BeaconAttention, hidden: torch.Tensor) -> torch.Tensor:
         """Keep keys and values, and attend: ``[n * count, hidden]`` in and out; no rows in the last layer."""
-        slots, layer, at = self._site.slots, self._site.slots.layers[attention.layer_idx], self._at
+        layer, at = self._site.slots.layers[attention.layer_idx], self._at
         last = self._last_input is not None
         hidden = hidden if self._last_input is None else self._last_input
         q, k, v = attention.project(hidden, own=True, queries=not last)
@@ -162,8 +174,7 @@ class ChangePass:
         if q is None or own is None:
             return hidden[:0]
         q = at.rotated(q.to(layer.k.dtype), "position")
-        sight = Sight(at.on("runs", device), self._count, slots.room.slots, at.on("rows", device), self._reach)
-        out = attend(self._site.path, q, (layer.k, layer.v), own, sight, attention.scaling)
+        out = attend(self._site.path, q, (layer.k, layer.v), own, at.sight(self._count, device), attention.scaling)
         o_proj = getattr(attention, "beacon_o_proj", attention.o_proj)
         result: torch.Tensor = o_proj(out.to(hidden.dtype).flatten(1))
         return result

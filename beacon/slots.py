@@ -5,7 +5,6 @@ Unlike the tensors of a :class:`~beacon.modules.LayerStore` they belong to one c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +53,6 @@ class Slots:
     def __init__(self, rows: int, room: Room, like: Sequence[torch.Tensor]) -> None:
         self.rows, self.room = rows, room
         self.hidden: torch.Tensor | None = None  # final hidden states of every row's last token [rows, hidden]
-        self.decoder: Any = None  # what writes here (beacon.decoding)
         sizes = (room.slots, room.slots, room.opens, room.waiting, room.waiting)
         with torch.inference_mode(False):  # a tensor of inference mode could not be written outside of it
             self.layers = [
@@ -62,22 +60,10 @@ class Slots:
                 for one in like
             ]
 
-    def __deepcopy__(self, memo: Any) -> Slots:
-        """Buffers of its own; what was recorded on these stays theirs."""
-        other = copy.copy(self)
-        other.layers, other.hidden = copy.deepcopy(self.layers, memo), copy.deepcopy(self.hidden, memo)
-        other.decoder = None
-        return other
-
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(layer.nbytes for layer in self.layers)
-
-    @property
-    def devices(self) -> set[torch.device]:
-        """Where they are."""
-        return {layer.k.device for layer in self.layers}
 
     def serve(self, rows: int, room: Room, like: Sequence[torch.Tensor]) -> bool:
         """Whether they hold so many rows of so much room, of such entries."""
@@ -91,8 +77,10 @@ class Slots:
     def take_over(
         self, config: BeaconConfig, stores: Sequence[LayerStore], states: Sequence[RowState], rotary: Rotary
     ) -> None:
-        """Copy what a cache holds into the buffers."""
+        """Copy what a cache holds into the buffers; nothing of what they held before is left."""
         for layer, store in zip(self.layers, stores, strict=True):
+            layer.k.zero_()
+            layer.v.zero_()  # where no mask could hide NaN
             memory_k, memory_v = take_in(store.memory_k, store.memory_v)
             for row, state in enumerate(states):
                 raw, beacons = (torch.from_numpy(places).to(layer.k.device) for places in open_slots(config, state))
@@ -108,6 +96,31 @@ class Slots:
                 if self.room.waiting:
                     layer.wait_k[row * self.room.waiting :][: state.open_beacons] = open_k[count:]
                     layer.wait_v[row * self.room.waiting :][: state.open_beacons] = open_v[count:]
+
+    def take_rotated(self, layers: Sequence[Any], row: int, columns: torch.Tensor) -> None:
+        """Take over one row's keys as the stock attention has rotated them, where its positions are the slots'.
+
+        Args:
+            layers: The stock cache's.
+            row: The row.
+            columns: Where the row's text is, int64 ``[tokens]``.
+        """
+        for layer, stock in zip(self.layers, layers, strict=True):
+            first = row * self.room.slots
+            layer.k[first : first + len(columns)] = stock.keys[row][:, columns.to(stock.keys.device)].transpose(0, 1)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row i becomes row ``rows[i]``, as many as there are."""
+        if list(rows) == list(range(self.rows)):
+            return
+        with torch.no_grad():
+            for layer in self.layers:
+                which = torch.tensor(rows, device=layer.k.device)
+                for part in (layer.k, layer.v, layer.open_k, layer.wait_k, layer.wait_v):
+                    own = part.unflatten(0, (self.rows, -1))
+                    own.copy_(own.index_select(0, which))
+        if self.hidden is not None:
+            self.hidden = self.hidden.index_select(0, torch.tensor(rows, device=self.hidden.device))
 
     def stores(self, config: BeaconConfig, states: Sequence[RowState]) -> list[LayerStore]:
         """Copies of what the buffers hold, as a cache keeps it between calls."""

@@ -6,7 +6,8 @@ project's decode kernel, which reads what is visible alone; ``sdpa`` reads the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from beacon.attention.inputs import Entries
 
 @dataclass(frozen=True)
 class Sight:
-    """Who sees which slots.
+    """Who sees which slots, the same in all layers.
 
     Args:
         runs: int32 ``[1 or 3, 2, n * count]``: half-open runs of slots, flat over rows; the third of new entries.
@@ -25,6 +26,7 @@ class Sight:
         rows: Which rows the queries belong to, int64 ``[n]``; None: all, in order.
         reach: The first slots of a row, of which some query may see any.
         whole: Every query sees all of these, and there is nothing else.
+        masks: What SDPA adds to the logits, by dtype and whether there are new entries; made when first asked for.
     """
 
     runs: torch.Tensor
@@ -33,6 +35,7 @@ class Sight:
     rows: torch.Tensor | None
     reach: int
     whole: bool = False
+    masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
 
 def attend(path: str, q: torch.Tensor, slots: Entries, new: Entries | None, sight: Sight, scale: float) -> torch.Tensor:
@@ -61,7 +64,7 @@ def attend(path: str, q: torch.Tensor, slots: Entries, new: Entries | None, sigh
 def _sdpa(q: torch.Tensor, slots: Entries, new: Entries | None, sight: Sight, scale: float) -> torch.Tensor:
     rows = len(q) // sight.count
     keys, values = (_of_rows(store, sight) for store in slots)  # [rows, reach, kv_heads, head_dim]
-    mask = None if sight.whole else _mask(sight, rows, q.device)
+    mask = None if sight.whole else _mask(sight, rows, q, new is not None)
     if new is not None:
         keys, values = (
             torch.cat([store, own.unflatten(0, (rows, -1))], dim=1)
@@ -77,14 +80,21 @@ def _of_rows(store: torch.Tensor, sight: Sight) -> torch.Tensor:
     return own if sight.rows is None else own.index_select(0, sight.rows)
 
 
-def _mask(sight: Sight, rows: int, device: torch.device) -> torch.Tensor:
-    """``[rows, 1, count, reach (+ count)]``."""
-    number = torch.arange(rows, device=device)
+def _mask(sight: Sight, rows: int, like: torch.Tensor, has_new: bool) -> torch.Tensor:
+    """``[rows, 1, count, reach (+ count)]``, in the dtype of the queries."""
+    key = like.dtype, has_new
+    if key in sight.masks:
+        return sight.masks[key]
+    number = torch.arange(rows, device=like.device)
     first = (number if sight.rows is None else sight.rows) * sight.capacity
-    slots = first[:, None, None] + torch.arange(sight.reach, device=device)
+    slots = first[:, None, None] + torch.arange(sight.reach, device=like.device)
     lo, hi = sight.runs.view(-1, 2, rows, sight.count, 1).unbind(1)
     seen = (slots >= lo[0]) & (slots < hi[0])
     if len(lo) > 1:
-        own = (number * sight.count)[:, None, None] + torch.arange(sight.count, device=device)
-        seen = torch.cat([seen | (slots >= lo[1]) & (slots < hi[1]), (own >= lo[2]) & (own < hi[2])], dim=-1)
-    return seen[:, None]
+        seen = seen | (slots >= lo[1]) & (slots < hi[1])
+    if has_new:
+        own = (number * sight.count)[:, None, None] + torch.arange(sight.count, device=like.device)
+        seen = torch.cat([seen, (own >= lo[2]) & (own < hi[2])], dim=-1)
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))[:, None]
+    sight.masks[key] = mask
+    return mask

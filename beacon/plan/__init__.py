@@ -11,6 +11,7 @@ from beacon.plan.slots import (
     open_slots,
     quiet_tokens,
     room_for,
+    uncondensed_tokens,
 )
 from beacon.plan.transfer import upload
 
@@ -33,5 +34,6 @@ __all__ = [
     "quiet_tokens",
     "room_for",
     "schedule",
+    "uncondensed_tokens",
     "upload",
 ]

@@ -61,19 +61,23 @@ def next_slot(config: BeaconConfig, state: RowState) -> int:
     return state.memory + int(raw_positions(config, offset, ratio))
 
 
-def quiet_tokens(config: BeaconConfig, state: RowState, span: Span) -> int:
-    """How many more tokens surely bring no beacon, condense nothing and open no window whose ratio is to be chosen."""
-    offset = state.open_raw
+def uncondensed_tokens(config: BeaconConfig, state: RowState, span: Span) -> int:
+    """How many more tokens surely condense nothing."""
     if state.tokens < span.keep_first:
-        return span.keep_first - offset - 1
+        return span.keep_first - state.open_raw - 1
     if span.keep_from is not None and state.open_start + config.window > span.keep_from:
         return ENDLESS
-    left = config.window - offset - 1
-    if config.placement == "append":
+    return config.window - state.open_raw - 1
+
+
+def quiet_tokens(config: BeaconConfig, state: RowState, span: Span) -> int:
+    """How many of these surely bring no beacon and open no window whose ratio is to be chosen."""
+    left = uncondensed_tokens(config, state, span)
+    if config.placement == "append" or left == ENDLESS or state.tokens < span.keep_first:
         return left
     if state.open_ratio is None:
         return 0
-    return min(left, state.open_ratio - offset % state.open_ratio - 1) if state.open_ratio else left
+    return min(left, state.open_ratio - state.open_raw % state.open_ratio - 1) if state.open_ratio else left
 
 
 def room_for(config: BeaconConfig, states: Iterable[RowState], steps: Iterable[tuple[WindowStep, RowState]]) -> Room:
