@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer
 
 import beacon
+from beacon.cli.common import check_device, find_source, load_model, progress_bars, quiet, show_table
 from beacon.config import PROJECTIONS, check_ratio
 from beacon.demo import Settings, load_default, write_report
 from beacon.demo import run as run_demo
@@ -33,13 +25,12 @@ from beacon.weights import beacon_parameters
 from beacon.wrapping import new_parameter_shapes
 
 RATIOS = (2, 8, 32, 128)
-SHORT = 12  # characters of a figure
 
 
 def demo(args: argparse.Namespace, console: Console) -> None:
     """``beacon demo``."""
-    _quiet(args)
-    _check_device(args.device)
+    quiet(args)
+    check_device(args.device)
     chosen: dict[str, Any] = {"length": args.length, "ratio": args.ratio, "file": args.file}
     if args.quick:
         chosen |= {"length": min(args.length, 1024), "texts": 1, "targets": 64, "depths": (0.2, 0.8)}
@@ -55,7 +46,7 @@ def demo(args: argparse.Namespace, console: Console) -> None:
         f"A Llama of {base / 1e6:.1f}M parameters with {own / 1e6:.1f}M of beacons, native context "
         f"{model.beacon_wrapping.native_context} tokens, reads {source} in windows of {config.window}."
     )
-    with _bars(console) as bars:
+    with progress_bars(console) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:
@@ -65,7 +56,7 @@ def demo(args: argparse.Namespace, console: Console) -> None:
 
         result = run_demo(model, tokenizer, settings, advance)
     for table in tables(result):
-        _show(console, *table)
+        show_table(console, *table)
     console.print(
         f"texts: {', '.join(name + (' (held out)' if held else '') for name, held in result.texts)}", style="dim"
     )
@@ -76,17 +67,17 @@ def demo(args: argparse.Namespace, console: Console) -> None:
 
 def info(args: argparse.Namespace, console: Console) -> None:
     """``beacon info``."""
-    _quiet(args)
+    quiet(args)
     if min(args.lengths) < 1:
         raise ValueError(f"--lengths must be numbers of tokens, got {min(args.lengths)}; pass for example 32768.")
     with console.status("loading the configuration"):
-        config = AutoConfig.from_pretrained(_source(args.model), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(find_source(args.model), trust_remote_code=False)
     family_of(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     base = sum(p.numel() for p in model.parameters())
     native = trained_context(config)
-    _show(
+    show_table(
         console,
         ["model", str(args.model)],
         [
@@ -103,21 +94,21 @@ def info(args: argparse.Namespace, console: Console) -> None:
         rows.append(
             [" ".join(chosen), f"{added / 1e6:,.1f}M", f"{100 * added / base:.0f}%", f"{added * 2 / 1e6:,.0f} MB"]
         )
-    _show(console, ["wrapping adds projections", "parameters", "of the base", "in bfloat16"], rows)
+    show_table(console, ["wrapping adds projections", "parameters", "of the base", "in bfloat16"], rows)
     window = min(1024, native)
     head = ["cache (bfloat16) at tokens", *(f"{length:,}" for length in args.lengths)]
     rows = [["full attention", *(_size(full_cache_bytes(config, length, 2)) for length in args.lengths)]]
     for ratio in RATIOS:
         held = [min(length, max(length - window, 0) // ratio + window) for length in args.lengths]
         rows.append([f"ratio {ratio}", *(_size(full_cache_bytes(config, entries, 2)) for entries in held)])
-    _show(console, head, rows)
+    show_table(console, head, rows)
     console.print(f"(beacons, and a last window of {window:,} raw tokens)", style="dim")
 
 
 def ask(args: argparse.Namespace, console: Console) -> None:
     """``beacon ask``."""
-    _quiet(args)
-    _check_device(args.device)
+    quiet(args)
+    check_device(args.device)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}; pass for example 64.")
     if args.cache is not None and args.cache.is_dir():
@@ -132,7 +123,7 @@ def ask(args: argparse.Namespace, console: Console) -> None:
         _check_writable(args.cache)
     text = "" if kept else read_file(args.context)
     with console.status(f"loading {args.model}"):
-        model, tokenizer = _load(args)
+        model, tokenizer = load_model(args)
     if args.ratio is not None:
         check_ratio(args.ratio, model.beacon_config.step)
     ids, question = _prompt(tokenizer, text, args.question)
@@ -153,7 +144,7 @@ def ask(args: argparse.Namespace, console: Console) -> None:
     answering = time.perf_counter() - start
     stats = cache.stats()[0]
     speed = f"{ids.shape[1] / reading:,.0f} per second" if reading else f"kept in {args.cache}"
-    _show(
+    show_table(
         console,
         ["statistics", ""],
         [
@@ -172,7 +163,7 @@ def _read(
 ) -> tuple[beacon.BeaconCache, float]:
     """What is read of a text, and the seconds it took; kept in a file where one is named."""
     start = time.perf_counter()
-    with _bars(console) as bars:
+    with progress_bars(console) as bars:
         task = bars.add_task("reading", total=ids.shape[1])
         cache = model.compress(
             ids.to(model.device),
@@ -184,15 +175,6 @@ def _read(
     if args.cache is not None:
         beacon.save_cache(cache, model, args.cache)
     return cache, seconds
-
-
-def _source(model: str) -> str | Path:
-    """Folder of the shipped model, or the folder or hub id that was named."""
-    if model == "default":
-        return beacon.default_model()
-    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise FileNotFoundError(f"no such folder: {model}; a hub id has the form owner/name.")
-    return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
 def _check_output(folder: Path) -> None:
@@ -211,33 +193,6 @@ def _check_writable(file: Path) -> None:
         raise PermissionError(f"--cache must lie in a folder that can be written, got {file}; name another.")
 
 
-def _check_device(name: str) -> None:
-    if name == "meta":
-        raise ValueError("device must be one that computes, got 'meta'; pass --device cpu.")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as err:  # PyTorch built without CUDA asserts
-        raise ValueError(
-            f"device must be one that PyTorch finds here, got {name!r}; pass --device cpu ({err})."
-        ) from err
-
-
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    if args.model != "default" and not args.adapter:
-        raise ValueError("--adapter must name the beacons of this model, got none; only `default` has its own.")
-    folder = _source(args.model)
-    adapter = args.adapter or beacon.default_model() / "adapter"
-    kinds = {"auto": "float32" if args.device == "cpu" else "auto"}
-    name = kinds.get(args.dtype, args.dtype)
-    dtype = name if name == "auto" else getattr(torch, name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-        model = beacon.load_adapter(model.to(args.device).eval(), adapter)
-        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (SafetensorError, StrictDataclassError, JSONDecodeError) as err:
-        raise ValueError(f"{folder} has a damaged file ({err}); save or download it again.") from err
-
-
 def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids of what is condensed and of what is asked after it, through the chat template where there is one."""
     if getattr(tokenizer, "chat_template", None):
@@ -250,32 +205,6 @@ def _prompt(tokenizer: Any, text: str, question: str) -> tuple[torch.Tensor, tor
         return head, tokenizer("\n\n" + after, add_special_tokens=False, return_tensors="pt").input_ids
     head = tokenizer(text, return_tensors="pt", verbose=False).input_ids
     return head, tokenizer("\n" + question, add_special_tokens=False, return_tensors="pt").input_ids
-
-
-def _show(console: Console, head: list[str], rows: list[list[str]]) -> None:
-    table = Table(header_style="bold")
-    for number, name in enumerate(head):
-        short = max(len(row[number]) for row in [head, *rows]) <= SHORT  # figures stay whole, words may fold
-        table.add_column(
-            name, justify="left" if number == 0 else "right", no_wrap=number > 0 and short, overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*row, style="bold orange3" if row[0].startswith("beacon") else None)
-    console.print(table)
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
-        yield bars
-
-
-def _quiet(args: argparse.Namespace) -> None:
-    if not args.debug:
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
 
 
 def _size(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -31,7 +32,12 @@ EXAMPLES = """examples:
   beacon ask default --context book.txt --question "# the pass key is "
   beacon ask MODEL --adapter ADAPTER --context report.txt --question "What was decided?" --ratio 8
   beacon train examples/recipes/tiny-cpu.yaml --training.max_steps 20
+  beacon eval --tasks passkey cost --methods stock beacon beacon:8 --lengths 1024 4096
+  beacon bench build/eval build/eval-new
 """
+TASKS = ("perplexity", "passkey", "needle", "cost")  # of `beacon eval`, as they are read offline in a few minutes
+METHODS = ("stock", "truncate-left", "sliding-window", "beacon", "beacon:8")
+TEXTS = (1024, 4096)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,17 +93,50 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--check", action="store_true", help="print the recipe with its options and stop")
     train.add_argument("--wandb", action="store_true", help="report to Weights & Biases too")
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a model beside its rivals, and write a report",
+        description="Measure; under accelerate launch as `-m beacon eval ...`, whose processes share the work. A run "
+        "that was ended goes on where it was. Names of tasks and methods: docs/evaluation.md.",
+    )
+    evaluate.add_argument("--model", default="default", help="folder, hub id, or default for the shipped model")
+    evaluate.add_argument("--adapter", help="folder or hub id of the beacons (the shipped model has its own)")
+    evaluate.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help=f"default {' '.join(TASKS)}")
+    evaluate.add_argument(
+        "--methods", nargs="+", default=METHODS, metavar="METHOD", help=f"default {' '.join(METHODS)}"
+    )
+    evaluate.add_argument("--lengths", type=int, nargs="+", default=TEXTS, help="tokens of texts (default 1024 4096)")
+    evaluate.add_argument("--ratios", type=int, nargs="+", default=(), help="measure beacon:RATIO as well, for each")
+    evaluate.add_argument("--data", type=Path, help="text for our tasks; for standard ones a folder of data sets")
+    evaluate.add_argument("--limit", type=int, help="items of each length, or documents, at most")
+    evaluate.add_argument("--out", type=Path, default=Path("build/eval"), help="folder of results (default build/eval)")
+    evaluate.add_argument("--overwrite", action="store_true", help="remove what the folder holds")
+    evaluate.add_argument("--seed", type=int, default=0, help="draws what is hidden in texts (default 0)")
+    evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    evaluate.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model"
+    )
+    evaluate.add_argument(
+        "--set", nargs="+", default=(), metavar="NAME.OPTION=VALUE", help="options of a task, a method or the harness"
+    )
+
+    bench = commands.add_parser("bench", help="what moved between two folders of results; exit code 1 if for the worse")
+    bench.add_argument("before", type=Path, metavar="BEFORE", help="folder that beacon eval wrote")
+    bench.add_argument("after", type=Path, metavar="AFTER", help="another one, of the same tasks")
+    bench.add_argument(
+        "--threshold", type=float, default=0.01, help="smallest change that counts, as a share (default 0.01)"
+    )
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
+def _command(name: str) -> Callable[[argparse.Namespace, Console], int | None]:
     """What a subcommand does; imported here, for transformers loads slowly and its settings come first."""
-    if name == "train":
-        from beacon.cli import train
-
-        return train.run
+    if name in ("train", "eval", "bench"):
+        run: Callable[[argparse.Namespace, Console], int | None] = importlib.import_module(f"beacon.cli.{name}").run
+        return run
     from beacon.cli import commands
 
     return {"demo": commands.demo, "info": commands.info, "ask": commands.ask}[name]
@@ -110,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None for the process's own.
 
     Returns:
-        Exit code: 0, 2 for a mistake in what was asked, 130 for Ctrl-C.
+        Exit code: 0, 1 where an evaluation found a failure or something worse, 2 for a mistake in what was asked, 130
+        for Ctrl-C.
     """
     parser = build_parser()
     args, options = parser.parse_known_args(argv)
@@ -125,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)  # a file has no width to fit
 
     try:
-        _command(args.command)(args, console)
+        return _command(args.command)(args, console) or 0
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return 130
@@ -134,4 +174,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(' '.join(str(err).split()))}")
         return 2
-    return 0

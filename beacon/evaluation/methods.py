@@ -1,16 +1,23 @@
-"""Ways to read a text that is longer than the native context, all behind one interface."""
+"""Ways to read a text that is longer than the native context, all behind one interface.
+
+Here are the interface, the model with its beacons and the model without; what else there is, by name, is in
+:mod:`beacon.evaluation.baselines`.
+"""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.sliding_window import SlidingWindowReader, relevant
-from beacon.identity import disabled
+from beacon.evaluation.greedy import Ids, cut, decode_greedily, prompts
+from beacon.evaluation.held import beacon_bytes, held_entries, stock_bytes
+from beacon.identity import Wrapping, disabled
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -60,6 +67,49 @@ class Method(ABC):
             The ``count`` new token ids.
         """
 
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Answer questions about one context greedily. Where a method can, it reads the context once for all of them.
+
+        Args:
+            model: A wrapped model.
+            context_ids: Token ids of what is read ``[T]``; may be empty.
+            question_ids_list: Token ids of what comes right after it, of each question.
+            max_new_tokens: Tokens of an answer at most.
+            end_ids: Tokens that end an answer.
+
+        Returns:
+            The token ids of each answer, without the one that ended it.
+
+        Raises:
+            CannotRun: It cannot read so long a text, and why.
+            ValueError: Nothing to read.
+        """
+        context, questions = prompts(model, context_ids, question_ids_list)
+        texts = [torch.cat([context, question]) for question in questions]
+        return [cut(self.continue_text(model, text, max_new_tokens), end_ids) for text in texts]
+
+    def held_bytes(self, model: Any, length: int) -> int | None:
+        """Bytes of keys and values that are held, in all layers, when so many tokens have been read.
+
+        Args:
+            model: A wrapped model.
+            length: Tokens of the text.
+
+        Returns:
+            The bytes; None where nobody knows.
+        """
+        return None
+
+    def close(self, model: Any) -> None:  # noqa: B027 (most hold nothing)
+        """Let go of what is held for a model beside it (processes, other models); it comes back when it is needed."""
+
 
 @dataclass(frozen=True)
 class Beacon(Method):
@@ -91,120 +141,102 @@ class Beacon(Method):
         settings = {} if cache is None else {"past_key_values": cache.fork()}
         return _generate(model, ids, count, **settings, **known)
 
+    @torch.no_grad()
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """As :meth:`Method.answers`; the length that a policy goes by is that with the longest question."""
+        context, questions = prompts(model, context_ids, question_ids_list)
+        longest = len(context) + max(map(len, questions), default=0) + max_new_tokens
+        known = {"ratios": self._given(), "expected_length": longest}
+        cache = model.compress(context[None], **known) if len(context) else None
+
+        def after(cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+            def logits(ids: torch.Tensor) -> torch.Tensor:
+                nonlocal cache
+                columns = len(ids) + (0 if cache is None else cache.get_seq_length())
+                seen = ids.new_ones(1, columns)  # all columns: these ids are new, whatever they begin with
+                out = model(
+                    ids[None], past_key_values=cache, use_cache=True, attention_mask=seen, logits_to_keep=1, **known
+                )
+                cache = out.past_key_values
+                last: torch.Tensor = out.logits[0, -1]
+                return last
+
+            return logits
+
+        forks = (None if cache is None else cache.fork() for _ in questions)
+        return [decode_greedily(after(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+
+    def held_bytes(self, model: Any, length: int) -> int:
+        return beacon_bytes(model, length, self._given())
+
     def _given(self) -> int | list[int] | None:
         return list(self.ratios) if isinstance(self.ratios, tuple) else self.ratios
 
 
 @dataclass(frozen=True)
 class Stock(Method):
-    """The stock model reads the whole text at once: worthless beyond its native context, and quadratic."""
+    """The stock model reads the whole text at once: worthless beyond its native context, and quadratic.
+
+    The model need not be wrapped.
+    """
 
     name = "stock"
 
     @torch.no_grad()
     def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
-        with disabled(model):
+        with as_stock(model):
             logits = model(ids[None], use_cache=False, logits_to_keep=keep).logits[0]
         return Outcome(logits, len(ids))
 
     def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
-        with disabled(model):
+        with as_stock(model):
             return _generate(model, ids, count)
 
-
-@dataclass(frozen=True)
-class Truncated(Method):
-    """The stock model reads the last tokens, as many as its native context holds.
-
-    Args:
-        kept: Read more targets than fit in blocks of the native context, each with this many tokens before its first
-            target; None refuses them.
-    """
-
-    kept: int | None = None
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """With what stays in view."""
-        return "truncated" if self.kept is None else f"truncated, {self.kept} kept"
-
     @torch.no_grad()
-    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
-        native = native_context(model)
-        if keep <= native:
-            return Stock().read(model, ids[-native:], keep, progress)
-        if self.kept is None:
-            raise ValueError(
-                f"targets must fit the native context where the text is truncated, got {keep} and {native}; take "
-                "fewer, or read them in blocks: Truncated(kept=0)."
-            )
-        if not 0 <= self.kept < native:
-            raise ValueError(f"kept must be in 0 .. {native - 1}, got {self.kept}; keep less than the native context.")
-        step, logits = native - self.kept, []
-        for first in range(len(ids) - keep, len(ids), step):
-            block = ids[max(first - self.kept, 0) : first + step]
-            logits.append(Stock().read(model, block, min(step, len(ids) - first)).logits)
-        return Outcome(torch.cat(logits), native)
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        context, questions = prompts(model, context_ids, question_ids_list)
 
-    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
-        return Stock().continue_text(model, ids[-(native_context(model) - count) :], count)
+        def after(cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+            own = copy.copy(cache)  # its tensors are shared: none is written in place
+            if own is not None:
+                own.layers = [copy.copy(layer) for layer in cache.layers]
 
+            def logits(ids: torch.Tensor) -> torch.Tensor:
+                nonlocal own
+                out = model(ids[None], past_key_values=own, use_cache=True, logits_to_keep=1)
+                own = out.past_key_values
+                last: torch.Tensor = out.logits[0, -1]
+                return last
 
-@dataclass(frozen=True)
-class SlidingWindow(Method):
-    """The stock model sees the first tokens and the last ones (StreamingLLM).
+            return logits
 
-    Args:
-        window: Raw tokens in view, the reading one included.
-        sinks: First tokens in view.
-    """
+        with as_stock(model):
+            cache = None
+            if len(context):
+                cache = model(context[None], use_cache=True, logits_to_keep=1).past_key_values
+            return [decode_greedily(after(cache), question, max_new_tokens, end_ids) for question in questions]
 
-    window: int
-    sinks: int = 4
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """With its size."""
-        return f"sliding window {self.window}"
-
-    @torch.no_grad()
-    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
-        reader = SlidingWindowReader(model, self.window, self.sinks)
-        text = relevant(ids, keep, self.window, self.sinks, model.config.num_hidden_layers)
-        hidden = reader.read(text, progress)
-        return Outcome(model.beacon_head(hidden[-keep:]), min(len(ids), self.sinks + self.window))
-
-    @torch.no_grad()
-    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
-        reader = SlidingWindowReader(model, self.window, self.sinks)
-        # One decoded token reaches as far back as its layers; every further one begins a token later.
-        hidden = reader.read(relevant(ids, 1, self.window, self.sinks, model.config.num_hidden_layers))
-        answer: list[int] = []
-        while True:
-            answer.append(int(model.beacon_head(hidden[-1:]).argmax()))
-            if len(answer) == count:
-                return answer
-            hidden = reader.read(ids.new_tensor(answer[-1:]))
+    def held_bytes(self, model: Any, length: int) -> int:
+        return stock_bytes(model, length)
 
 
-def native_context(model: Any) -> int:
-    """Longest text that the base of a wrapped model serves, in tokens."""
-    native: int = model.beacon_wrapping.native_context
-    return native
-
-
-def held_entries(cache: Any) -> int:
-    """Entries that the first row of a :class:`beacon.BeaconCache` holds in every layer."""
-    stats = cache.stats()[0]
-    return int(stats["sinks"] + stats["beacons"] + stats["raw"])
-
-
-def full_cache_bytes(config: Any, tokens: int, bytes_per_value: int) -> int:
-    """Bytes of keys and values of ``tokens`` entries in all layers of a model with this Hugging Face config."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * config.num_hidden_layers * kv_heads * width * tokens * bytes_per_value)
+def as_stock(model: Any) -> AbstractContextManager[Any]:
+    """Where a model is the stock one, wrapped or not."""
+    return disabled(model) if isinstance(getattr(model, "beacon_wrapping", None), Wrapping) else nullcontext()
 
 
 def _ones(ids: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from beacon.evaluation.methods import Method
+from beacon.evaluation.text import nearest_line_end, split_question
 
 NUM_DIGITS = 5
 QUESTION = "# the pass key is "
@@ -105,8 +106,8 @@ def build_passkey(
     if not 0 <= depth <= 1:
         raise ValueError(f"depth must lie between 0 and 1, got {depth}; 0 is the start of the text.")
     key = "".join(random.Random(f"passkey-{seed}").choices("0123456789", k=digits))
-    line = _encode(tokenizer, "\n" + passkey_line(key)[:-1])
-    question = _common_prefix(line, _encode(tokenizer, "\n" + QUESTION))
+    question, answer = split_question(tokenizer, "\n" + QUESTION, key)
+    line = question + answer
     body = length - len(line) - len(question)
     ids = [int(token) for token in filler[: max(body, 0)]]
     if body < 1 or len(ids) < body:
@@ -114,9 +115,9 @@ def build_passkey(
             f"length must leave room for text and not exceed it, got length={length} with {len(line) + len(question)} "
             f"tokens of passkey and {len(filler)} of filler; change length or give more text."
         )
-    start = _nearest_line_end(tokenizer, ids, round(depth * body))
+    start = nearest_line_end(tokenizer, ids, round(depth * body))
     text = [*ids[:start], *line, *ids[start:], *question]
-    return PasskeyPrompt(torch.tensor(text), key, tuple(line[len(question) :]), depth, start)
+    return PasskeyPrompt(torch.tensor(text), key, tuple(answer), depth, start)
 
 
 def ask_passkey(model: Any, tokenizer: Any, prompt: PasskeyPrompt, method: Method) -> PasskeyScore:
@@ -147,23 +148,3 @@ def recall(scores: Sequence[PasskeyScore]) -> Recall:
     right = sum(score.digits_right for score in scores)
     total = sum(len(score.digits) for score in scores)
     return Recall(right / total, sum(score.exact for score in scores) / len(scores), len(scores))
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _common_prefix(line: list[int], question: list[int]) -> list[int]:
-    """The tokens that line and question begin with (some tokenizers join the last space to the first digit)."""
-    count = 0
-    while count < min(len(line) - 1, len(question)) and line[count] == question[count]:
-        count += 1
-    return line[:count]
-
-
-def _nearest_line_end(tokenizer: Any, ids: list[int], wanted: int) -> int:
-    """Index of the token beginning with a line feed that is nearest to ``wanted``; without one, ``wanted`` itself."""
-    begins = {token: tokenizer.decode([token]).startswith("\n") for token in set(ids)}
-    ends = [at for at, token in enumerate(ids) if begins[token]]
-    return min(ends, key=lambda at: abs(at - wanted), default=wanted)

@@ -11,6 +11,8 @@ import torch
 
 from beacon.evaluation.methods import Method, Progress
 
+MAX_LOGITS = 2**24  # logits held in float32 at once
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -103,5 +105,9 @@ def _losses(
     # The last token foresees nothing that is counted, so it is not read.
     outcome = method.read(model, ids[:-1], targets, progress)
     wanted = ids[-targets:].to(outcome.logits.device)
-    losses = torch.nn.functional.cross_entropy(outcome.logits.float(), wanted, reduction="none")
-    return losses.cpu(), outcome.entries
+    step = max(1, MAX_LOGITS // outcome.logits.shape[1])  # a float32 copy of all logits is not needed
+    losses = [
+        torch.nn.functional.cross_entropy(logits.float(), some, reduction="none")
+        for logits, some in zip(outcome.logits.split(step), wanted.split(step), strict=True)
+    ]
+    return torch.cat(losses).cpu(), outcome.entries

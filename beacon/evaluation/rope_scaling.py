@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from beacon.evaluation.methods import Method, Outcome, Progress, Stock, native_context
+from beacon.evaluation.greedy import Ids, prompts
+from beacon.evaluation.held import native_context, stock_bytes
+from beacon.evaluation.methods import Method, Outcome, Progress, Stock
+from beacon.evaluation.suite import CannotRun
 
 KINDS = {"linear": "position interpolation", "dynamic": "dynamic NTK", "yarn": "YaRN"}  # Hugging Face's rope types
+
+
+class NotRescalable(CannotRun, NotImplementedError):
+    """The model's rotary embedding is a scaled one already."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class RopeScaled(Method):
         """As :meth:`Method.read`.
 
         Raises:
-            NotImplementedError: The model's rope type is not ``default``.
+            NotRescalable: The model's rope type is not ``default``.
         """
         return Stock().read(self._rescaled(model, len(ids)), ids, keep, progress)
 
@@ -59,16 +67,50 @@ class RopeScaled(Method):
         """As :meth:`Method.continue_text`.
 
         Raises:
-            NotImplementedError: The model's rope type is not ``default``.
+            NotRescalable: The model's rope type is not ``default``.
         """
         return Stock().continue_text(self._rescaled(model, len(ids) + count), ids, count)
+
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """As :meth:`Method.answers`; questions share what is read of a context where they have the same factor.
+
+        ``dynamic`` shares nothing: its frequencies are those of the whole text.
+
+        Raises:
+            NotRescalable: The model's rope type is not ``default``.
+        """
+        context, questions = prompts(model, context_ids, question_ids_list)
+        lengths = [len(context) + len(question) + max_new_tokens for question in questions]
+        if self.kind == "dynamic":
+            texts = [torch.cat([context, question]) for question in questions]
+            twins = [self._rescaled(model, length) for length in lengths]
+            return [Stock().answers(t, x[:0], [x], max_new_tokens, end_ids)[0] for t, x in zip(twins, texts)]
+        alike: dict[float, list[int]] = {}
+        for number, length in enumerate(lengths):
+            alike.setdefault(self._factor(length, native_context(model)), []).append(number)
+        answers: dict[int, list[int]] = {}
+        for numbers in alike.values():
+            twin = self._rescaled(model, lengths[numbers[0]])
+            asked = [questions[number] for number in numbers]
+            answers |= zip(numbers, Stock().answers(twin, context, asked, max_new_tokens, end_ids))
+        return [answers[number] for number in range(len(questions))]
+
+    def held_bytes(self, model: Any, length: int) -> int:
+        return stock_bytes(model, length)
 
     def _rescaled(self, model: Any, length: int) -> Any:
         """The model with another rotary embedding; the caller's object stays as it is."""
         body, native = model.model, native_context(model)
         rope = model.config.rope_parameters
         if rope["rope_type"] != "default":
-            raise NotImplementedError(
+            raise NotRescalable(
                 f"the rope type must be 'default' to be rescaled, got {rope['rope_type']!r}; read with Stock(), "
                 "Truncated() or SlidingWindow(...)."
             )

@@ -17,18 +17,89 @@ Source: StreamingLLM, arXiv 2309.17453, section 3.2 (rolling cache with position
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from beacon.attention import AttentionInputs, Outputs
 from beacon.attention.inputs import part, within
+from beacon.evaluation.greedy import Ids, decode_greedily, prompts
+from beacon.evaluation.held import attention_bytes
+from beacon.evaluation.methods import Method, Outcome, Progress
 from beacon.modules import BeaconPass, LayerStore, Rotary, rotate
 from beacon.plan import Keys, Plan, Queries
 
 PIECE_TOKENS = 2048  # read in one pass
 BLOCK_TOKENS = 128  # queries whose keys are taken as one run
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Method):
+    """The stock model sees the first tokens and the last ones (StreamingLLM).
+
+    Args:
+        window: Raw tokens in view, the reading one included.
+        sinks: First tokens in view.
+    """
+
+    window: int
+    sinks: int = 4
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """With its size."""
+        return f"sliding window {self.window}"
+
+    @torch.no_grad()
+    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
+        hidden = self._reader(model, ids).read(self._relevant(model, ids, keep), progress)
+        return Outcome(model.beacon_head(hidden[-keep:]), min(len(ids), self.sinks + self.window))
+
+    @torch.no_grad()
+    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
+        # One decoded token reaches as far back as its layers; every further one begins a token later.
+        return decode_greedily(self._logits(self._reader(model, ids)), self._relevant(model, ids, 1), count, ())
+
+    @torch.no_grad()
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        context, questions = prompts(model, context_ids, question_ids_list)
+        if len(context) <= self.sinks:  # all sinks are read at once
+            texts = [torch.cat([context, question]) for question in questions]
+            readers = [self._reader(model, text) for text in texts]
+            return [decode_greedily(self._logits(own), x, max_new_tokens, end_ids) for own, x in zip(readers, texts)]
+        reader = self._reader(model, context)
+        reader.read(self._relevant(model, context, 1))
+        forks = (reader.fork() for _ in questions)
+        return [decode_greedily(self._logits(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+
+    def held_bytes(self, model: Any, length: int) -> int:
+        """As :meth:`Method.held_bytes`: between two calls, when the next token has not come yet."""
+        return attention_bytes(model, min(length, self.sinks + self.window - 1))
+
+    def _reader(self, model: Any, ids: torch.Tensor) -> SlidingWindowReader:
+        """A reader of a text that begins so; one shorter than the sinks is all sinks."""
+        return SlidingWindowReader(model, self.window, min(self.sinks, len(ids)))
+
+    def _relevant(self, model: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        return relevant(ids, keep, self.window, self.sinks, model.config.num_hidden_layers)
+
+    @staticmethod
+    def _logits(reader: SlidingWindowReader) -> Callable[[torch.Tensor], torch.Tensor]:
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            last: torch.Tensor = reader.model.beacon_head(reader.read(ids)[-1:])[0]
+            return last
+
+        return logits
 
 
 def relevant(ids: torch.Tensor, keep: int, window: int, sinks: int, num_layers: int) -> torch.Tensor:
@@ -97,6 +168,10 @@ class SlidingWindowReader:
             if progress is not None:
                 progress(sum(map(len, hidden)), len(ids))
         return torch.cat(hidden)
+
+    def fork(self) -> SlidingWindowReader:
+        """Another reader of what has been read so far (whose tensors they share: none is written in place)."""
+        return copy.copy(self)
 
     def _pieces(self, ids: torch.Tensor) -> list[torch.Tensor]:
         return list(ids.split(max(PIECE_TOKENS, self.sinks)))

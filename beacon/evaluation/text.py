@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def read_documents(root: Path | None = None) -> dict[str, str]:
     return documents
 
 
+def library_documents() -> list[tuple[str, str]]:
+    """Names and texts of :func:`read_documents`: held-out files first, the longest first."""
+    documents = read_documents()
+    order = sorted(documents, key=lambda name: (not is_held_out(name), -len(documents[name]), name))
+    return [(name, documents[name]) for name in order]
+
+
 def library_texts(tokenizer: Any, length: int, count: int) -> list[Text]:
     """Long texts from the standard library: held-out files first, the longest first.
 
@@ -85,10 +92,8 @@ def library_texts(tokenizer: Any, length: int, count: int) -> list[Text]:
     Raises:
         ValueError: The whole library does not hold that much text.
     """
-    documents = read_documents()
-    order = sorted(documents, key=lambda name: (not is_held_out(name), -len(documents[name]), name))
     texts = []
-    for text in _joined(tokenizer, ((name, documents[name]) for name in order), length):
+    for text in _joined(tokenizer, library_documents(), length):
         texts.append(text)
         if len(texts) == count:
             return texts
@@ -158,3 +163,32 @@ def _joined(tokenizer: Any, documents: Iterable[tuple[str, str]], length: int) -
         if sum(map(len, parts)) >= length:
             yield Text(" + ".join(names), torch.cat(parts)[:length], held)
             names, parts, held = [], [], True
+
+
+def nearest_line_end(tokenizer: Any, ids: Sequence[int], wanted: int) -> int:
+    """Index of the token beginning with a line feed that is nearest to ``wanted``; without one, ``wanted`` itself."""
+    begins = {token: tokenizer.decode([token]).startswith("\n") for token in set(ids)}
+    ends = [at for at, token in enumerate(ids) if begins[token]]
+    return min(ends, key=lambda at: abs(at - wanted), default=wanted)
+
+
+def split_question(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a question and of its answer, as they stand one after the other.
+
+    Some tokenizers join the last space of the question to what follows; it then counts as the answer's.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        question: Text up to the answer.
+        answer: What follows at once, not empty.
+
+    Returns:
+        Token ids of both, at least one of the answer; together those of the whole text.
+    """
+    alone, line = (
+        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (question, question + answer)
+    )
+    count = 0
+    while count < min(len(line) - 1, len(alone)) and line[count] == alone[count]:
+        count += 1
+    return line[:count], line[count:]

@@ -30,6 +30,23 @@ OPTIONS = {
         "MODEL",
     ],
     "train": ["--check", "--resume", "--wandb", "RECIPE"],
+    "eval": [
+        "--adapter",
+        "--data",
+        "--device",
+        "--dtype",
+        "--lengths",
+        "--limit",
+        "--methods",
+        "--model",
+        "--out",
+        "--overwrite",
+        "--ratios",
+        "--seed",
+        "--set",
+        "--tasks",
+    ],
+    "bench": ["--threshold", "AFTER", "BEFORE"],
 }
 
 

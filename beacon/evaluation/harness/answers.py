@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from beacon.evaluation.greedy import cut
 from beacon.evaluation.harness.reading import Reading
 
 ANSWER = "beacon-answer"  # stands for an answer where the chat template is asked what follows one
@@ -123,8 +124,3 @@ def answer(
         **settings,
     )
     return [cut(tokens, ends) for tokens in out[:, ids.shape[1] :].tolist()]
-
-
-def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens before the first of ``ends``."""
-    return tokens[: next((at for at, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -18,10 +18,12 @@ from beacon.assets import default_model
 from beacon.config import check_ratio
 from beacon.evaluation.harness.answers import answer, end_ids, special_id
 from beacon.evaluation.harness.contexts import Tokens
+from beacon.evaluation.harness.methods import answer_by_method, choose, score_by_method
 from beacon.evaluation.harness.reading import ContextReader, Question
 from beacon.evaluation.harness.scoring import score
-from beacon.evaluation.methods import native_context
-from beacon.identity import Wrapping, disabled
+from beacon.evaluation.held import native_context
+from beacon.evaluation.methods import Method, as_stock
+from beacon.identity import Wrapping
 from beacon.saving import load_adapter
 from beacon.weights import CONFIG_FILE
 
@@ -66,14 +68,18 @@ class BeaconRequests:
         ratios: As in the model's forward (an int, or one per window); None for the configured policy.
         stock: Measure the stock model in place of the wrapped one, by the harness's own code: texts are cut to their
             last tokens, as many as the native context holds. The model need not be wrapped.
+        method: Measure a baseline in place of the beacons, by name (``yarn``, ``truncate-middle``; see
+            :func:`beacon.evaluation.make_method`) or a method itself.
         batch_size: Contexts read together.
         max_length: Longest text, of which the end is read; None sets no limit.
         **kwargs: As of the harness's ``HFLM``, such as ``tokenizer``, ``device``, ``dtype``.
 
     Raises:
+        CannotRun: ``method`` needs a question apart from the text.
         NotImplementedError: ``batch_size="auto"``.
         TypeError: A model that is not wrapped; ratios of another type.
-        ValueError: No adapter, a ratio that the model cannot have, or a ``max_length`` below 1.
+        ValueError: No adapter, a ratio that the model cannot have, a ``max_length`` below 1, an unknown method, or
+            one beside ``stock`` or ``ratios``.
     """
 
     model: Any
@@ -98,6 +104,7 @@ class BeaconRequests:
         stock: bool = False,
         batch_size: int | str = 1,
         max_length: int | None = None,
+        method: str | Method | None = None,
         **kwargs: Any,
     ) -> None:
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -107,7 +114,12 @@ class BeaconRequests:
             )
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, got {max_length}; leave it out for no limit.")
+        if method is not None and (stock or ratios is not None):
+            raise ValueError(
+                f"method says how texts are read, got stock={stock} and ratios={ratios} beside it; leave them out."
+            )
         self.stock, self.ratios = bool(stock), ratios
+        self.method: Method | None = None
         self._cuts = 0
         self._adapter: str | Path | None = None
         if isinstance(pretrained, (str, Path)):
@@ -123,6 +135,8 @@ class BeaconRequests:
             )
         if not self.stock:
             _check_ratios(ratios, self.model.beacon_config.step)
+        if method is not None:
+            self.method, self.ratios = choose(method, self.model, self.tokenizer)
         self.ends = end_ids(self.model, self.tokenizer)
 
     def _create_model(self, *args: Any, **kwargs: Any) -> None:
@@ -155,10 +169,12 @@ class BeaconRequests:
         """Score continuations, given as (strings, tokens of the context, tokens of the continuation)."""
         if self.stock:
             base: Any = super()
-            with self._as_stock():
+            with as_stock(self.model):
                 results: list[tuple[float, bool]] = base._loglikelihood_tokens(requests, disable_tqdm, override_bs)
                 return results
         done = {number: (0.0, True) for number, (_, _, tokens) in enumerate(requests) if not tokens}
+        if self.method is not None:
+            return self._scored_by_method(self.method, requests, done, disable_tqdm)
         askers = self._askers({n: requests[n] for n in range(len(requests)) if n not in done})
         with self._bar(len(requests), "scoring", disable_tqdm) as bar, self._autocast():
             for reading in self._reader().read(askers):
@@ -169,6 +185,28 @@ class BeaconRequests:
                     if requests[number][0] is not None:  # documents have a key of their own
                         self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
                 bar.update(len(part))
+        return [done[number] for number in range(len(requests))]
+
+    def _scored_by_method(
+        self,
+        method: Method,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        done: dict[int, tuple[float, bool]],
+        disable_tqdm: bool,
+    ) -> list[tuple[float, bool]]:
+        texts: dict[int, tuple[Tokens, Tokens]] = {}
+        for number, (_, context, tokens) in enumerate(requests):
+            if tokens:
+                kept = self._fitting(tuple(context) or (self.prefix_token_id,), len(tokens) - 1)
+                texts[number] = kept, tuple(tokens)
+        self._report_cuts()
+        with self._bar(len(requests), "scoring", disable_tqdm) as bar, self._autocast():
+            for scored in score_by_method(method, self.model, texts):
+                done |= scored
+                for number, result in scored.items():
+                    if requests[number][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
+                bar.update(len(scored))
         return [done[number] for number in range(len(requests))]
 
     def _askers(self, requests: dict[int, tuple[Any, list[int], list[int]]]) -> dict[Question, list[int]]:
@@ -205,7 +243,7 @@ class BeaconRequests:
         """Answers to contexts, each up to one of its stop strings or an end token."""
         if self.stock:
             base: Any = super()
-            with self._as_stock():
+            with as_stock(self.model):
                 results: list[str] = base.generate_until(requests, disable_tqdm=disable_tqdm)
                 return results
         alike: dict[str, list[int]] = defaultdict(list)
@@ -241,6 +279,11 @@ class BeaconRequests:
         for number, text in texts.items():
             asked[self._fitting(self._encode(text), room), room].append(number)
         self._report_cuts()
+        if self.method is not None:
+            contexts = ((context, numbers) for (context, _), numbers in asked.items())
+            for numbers, tokens in answer_by_method(self.method, self.model, contexts, room, ends, settings):
+                yield dict.fromkeys(numbers, self._text(tokens, stops))
+            return
         for reading in self._reader().read(asked):
             # a greedy answer is the same for all who ask, drawn ones are not
             groups = [
@@ -321,10 +364,6 @@ class BeaconRequests:
         if self._cuts:
             logger.warning("%d contexts were cut to their ends: max_length is %d", self._cuts, self.max_length)
         self._cuts = 0
-
-    def _as_stock(self) -> AbstractContextManager[Any]:
-        wrapped = isinstance(getattr(self.model, "beacon_wrapping", None), Wrapping)
-        return disabled(self.model) if wrapped else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.mixed_precision_dtype

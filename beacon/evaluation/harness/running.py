@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from beacon.evaluation.baselines import make_method
 from beacon.evaluation.harness.babilong import babilong_overrides
 from beacon.evaluation.harness.language_model import beacon_lm, check_chat_template
 from beacon.evaluation.harness.local_data import hub_name, local_overrides
 from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides
 from beacon.evaluation.harness.tasks import SUITES, choose, suite_of, task_manager
+from beacon.evaluation.methods import Method
 
 FEWSHOT_SEED = 1234  # the harness's own
 
@@ -32,6 +34,7 @@ def evaluate_tasks(
     lengths: Sequence[int] = (4096,),
     chat_template: bool = False,
     max_length: int | None = None,
+    method: str | Method | None = None,
 ) -> dict[str, Any]:
     """Measure a model on standard tasks.
 
@@ -49,6 +52,8 @@ def evaluate_tasks(
         lengths: Tokens, for RULER and BABILong: each length is a metric.
         chat_template: Ask in the format of the tokenizer's chat template.
         max_length: Longest text, of which the end is read; None sets no limit.
+        method: Measure a baseline in place of the beacons, by name (``yarn``, ``truncate-middle``; see
+            :func:`beacon.evaluation.make_method`) or a method itself.
 
     Returns:
         What can be written as JSON: ``method``, ``ratios``, ``limit``, ``harness`` (its version); ``tasks``, each by
@@ -57,10 +62,12 @@ def evaluate_tasks(
         ``documents``, ``tasks`` (how many) and ``metrics`` in the same way: means over the suite's tasks.
 
     Raises:
+        CannotRun: The method cannot read a text of these tasks, and why.
         FileNotFoundError: Data is missing; says what to put where.
         ImportError: The harness is not installed.
+        NotImplementedError: A task whose answers are not greedy, which a method cannot give.
         TypeError: A model that is not wrapped.
-        ValueError: An unknown task, a bad limit or length, or a tokenizer without a chat template.
+        ValueError: An unknown task or method, a bad limit or length, or a tokenizer without a chat template.
     """
     manager = task_manager()
     chosen = choose([tasks] if isinstance(tasks, str) else list(tasks), manager)
@@ -70,14 +77,19 @@ def evaluate_tasks(
     names = list(dict.fromkeys(name for group in chosen.values() for name in group))
     folder = None if data is None else Path(data)
     specs = [_spec(name, manager, folder, tokenizer, lengths, limit, num_fewshot) for name in names]
+    made = make_method(method, model, tokenizer=tokenizer) if isinstance(method, str) else None
     was_training = model.training
     try:
         own = copy.deepcopy(tokenizer)  # the harness gives one without a pad token some other token for it
-        lm = beacon_lm()(model, tokenizer=own, ratios=ratios, stock=stock, batch_size=batch_size, max_length=max_length)
+        way = {"ratios": ratios, "stock": stock, "method": made or method}
+        lm = beacon_lm()(model, tokenizer=own, batch_size=batch_size, max_length=max_length, **way)
         results = _run(lm, manager, specs, limit, chat_template, folder)
     finally:
         model.train(was_training)
-    return {**_reduced(results, chosen), "method": "stock" if stock else "beacon", "ratios": ratios, "limit": limit}
+        if made is not None:
+            made.close(model)
+    name = method if isinstance(method, str) else method.name if method is not None else "stock" if stock else "beacon"
+    return {**_reduced(results, chosen), "method": name, "ratios": lm.ratios, "limit": limit}
 
 
 def _check(data: str | Path | None, limit: Any, lengths: Sequence[int]) -> None:

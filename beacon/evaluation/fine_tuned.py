@@ -1,0 +1,88 @@
+"""The rival that was trained for it: another model, fully fine-tuned on long texts, in the wrapped model's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from beacon.evaluation.greedy import Ids
+from beacon.evaluation.methods import Method, Outcome, Progress, Stock
+from beacon.evaluation.suite import CannotRun
+from beacon.identity import home_of
+
+
+@dataclass(eq=False)
+class FineTuned(Method):
+    """A model of its own reads the whole text at once; it is loaded when it is first asked, beside the wrapped one.
+
+    It is given the token ids of the wrapped model's tokenizer, so it must know them.
+
+    Args:
+        path: Its folder or hub id.
+    """
+
+    path: str | Path
+    _loaded: Any = field(default=None, init=False, repr=False)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """With the last part of its path."""
+        return f"fine-tuned {Path(self.path).name}"
+
+    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
+        """As :meth:`Method.read`.
+
+        Raises:
+            CannotRun: It cannot be loaded.
+        """
+        return Stock().read(self._own(model), ids, keep, progress)
+
+    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
+        """As :meth:`Method.continue_text`.
+
+        Raises:
+            CannotRun: It cannot be loaded.
+        """
+        return Stock().continue_text(self._own(model), ids, count)
+
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """As :meth:`Method.answers`.
+
+        Raises:
+            CannotRun: It cannot be loaded.
+        """
+        return Stock().answers(self._own(model), context_ids, question_ids_list, max_new_tokens, end_ids)
+
+    def held_bytes(self, model: Any, length: int) -> int:
+        return Stock().held_bytes(self._own(model), length)
+
+    def close(self, model: Any) -> None:
+        self._loaded = None
+
+    def _own(self, model: Any) -> Any:
+        """The other model, in the wrapped one's dtype and place."""
+        if self._loaded is None:
+            base = model.get_input_embeddings()
+            try:
+                own = AutoModelForCausalLM.from_pretrained(self.path, dtype=base.weight.dtype, trust_remote_code=False)
+            except (OSError, ValueError) as err:
+                raise CannotRun(f"{self.path} cannot be loaded: {' '.join(str(err).split())[:300]}") from err
+            if own.get_input_embeddings().num_embeddings < model.config.vocab_size:
+                raise CannotRun(
+                    f"{self.path} must know the {model.config.vocab_size} tokens of the wrapped model, got "
+                    f"{own.get_input_embeddings().num_embeddings}"
+                )
+            self._loaded = own.to(home_of(base)).eval()
+        return self._loaded

@@ -1,0 +1,56 @@
+"""Greedy answers: what is read, and the likeliest tokens after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from beacon.identity import home_of
+
+Ids: TypeAlias = "torch.Tensor | Sequence[int]"  # token ids [T]
+
+
+def prompts(model: Any, context: Ids, questions: Sequence[Ids]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A context and questions as int64 tensors ``[T]`` where the model reads them, no question empty.
+
+    Raises:
+        ValueError: Nothing to read: an empty question after an empty context.
+    """
+    device = home_of(model.get_input_embeddings())
+    text, *asked = (torch.as_tensor(ids, dtype=torch.int64).to(device) for ids in (context, *questions))
+    if not all(map(len, asked)):
+        if not len(text):
+            raise ValueError("context or question must have a token, got none in both; ask with some text.")
+        return text[:-1], [torch.cat([text[-1:], question]) for question in asked]
+    return text, asked
+
+
+def decode_greedily(
+    logits: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor, count: int, ends: Sequence[int]
+) -> list[int]:
+    """The likeliest tokens after a text.
+
+    Args:
+        logits: Reads the next tokens ``[n]`` and gives what it foresees after the last, ``[vocab]``.
+        ids: The first tokens to read.
+        count: Tokens at most.
+        ends: Tokens that end it.
+
+    Returns:
+        Token ids, without the one that ended it.
+    """
+    answer: list[int] = []
+    while len(answer) < count:
+        token = int(logits(ids).argmax())
+        if token in ends:
+            break
+        answer.append(token)
+        ids = ids.new_tensor([token])
+    return answer
+
+
+def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Tokens before the first of ``ends``."""
+    return tokens[: next((at for at, token in enumerate(tokens) if token in ends), len(tokens))]

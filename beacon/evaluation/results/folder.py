@@ -1,0 +1,320 @@
+"""A folder of results.
+
+::
+
+    run.json                  settings, and where and with what each start of the run was made
+    TASK/task.json            the task's metrics, items and options, with the same settings and stamp
+    TASK/METHOD.jsonl         a line for every item; METHOD.rank1.jsonl is what a second process did
+    harness/METHOD.json       what `evaluate_tasks` returned, likewise
+
+Lines are only ever added, so that a process that is killed loses at most the item it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from beacon.evaluation.results.records import Record, append_record, best_records, read_records
+from beacon.evaluation.suite import Item, Task
+from beacon.weights import whole
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+RUN, TASK, HARNESS, FIGURES = "run.json", "task.json", "harness", "figures"
+REPORT = ("report.html", "report.md", "summary.json")
+PLAIN = " ,()+="  # left as they are in names of files, beside letters, digits and _.-~
+OF_A_PROCESS = re.compile(r"(?P<method>.*?)(\.rank\d+)?")
+HEAD = ("task", "metrics", "items", "place")  # what task.json must have
+PARTS = ("tasks", "suites")  # and what the harness measured
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """What is known of a task beside its results.
+
+    Args:
+        name: As the command names it.
+        metrics: By name, each with whether more of it is better; the first is the main one.
+        items: Names and places, in the order of running.
+    """
+
+    name: str
+    metrics: Mapping[str, bool]
+    items: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    @classmethod
+    def of(cls, task: Task, items: Iterable[Item]) -> TaskHead:
+        """The head of a task with these items.
+
+        Raises:
+            ValueError: Two items of one name.
+        """
+        kept = tuple((item.name, dict(item.place)) for item in items)
+        counts = Counter(name for name, _ in kept)
+        twice = next((name for name, count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"items of a task must have names of their own, got {twice!r} twice in {task.name}.")
+        return cls(task.name, dict(task.metrics), kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        items = [{"name": name, "place": place} for name, place in self.items]
+        return {"task": self.name, "metrics": dict(self.metrics), "items": items}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TaskHead:
+        """The reverse."""
+        items = tuple((item["name"], item["place"]) for item in values["items"])
+        return cls(values["task"], values["metrics"], items)
+
+
+class Results:
+    """A folder of results, to be read or added to.
+
+    Args:
+        path: The folder; it need not be there yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether results are there, or their beginning."""
+        return (self.path / RUN).is_file()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What ``run.json`` holds: ``settings`` and ``starts``.
+
+        Raises:
+            FileNotFoundError: No folder of results.
+            ValueError: The file is damaged.
+        """
+        if not self.begun:
+            raise FileNotFoundError(f"{self.path} must be a folder of results, got none with a {RUN}; run beacon eval.")
+        return _read(self.path / RUN, ("settings", "methods", "starts"))
+
+    def tasks(self) -> list[TaskHead]:
+        """The tasks that were begun, in the order of their first start.
+
+        Raises:
+            ValueError: A damaged file.
+        """
+        files = sorted(self.path.glob(f"*/{TASK}"))
+        begun = [_read(file, HEAD) for file in files]
+        return [TaskHead.from_json(values) for values in sorted(begun, key=lambda values: values["place"])]
+
+    def methods(self, task: str) -> list[str]:
+        """Methods that have read an item of a task: in the order of the run's, then by name."""
+        found = {_method(file) for file in self._of(task).glob("*.jsonl")}
+        order = self.run["methods"]
+        return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    def records(self, task: TaskHead, method: str) -> list[Record]:
+        """What a method made of the items of a task, in their order, however many processes did it."""
+        lines = (record for file in self._files(task.name, method) for record in read_records(file))
+        best = best_records(lines)
+        return [best[name] for name, place in task.items if name in best and best[name].place == place]
+
+    def harness(self) -> dict[str, dict[str, Any]]:
+        """What the harness measured, by method; processes' parts together. Damaged files are left out, and logged."""
+        found: dict[str, dict[str, Any]] = {}
+        for file in sorted((self.path / HARNESS).glob("*.json")):
+            part = _read_whole(file, PARTS)
+            if part is not None:
+                mine = found.setdefault(_method(file), {**part, "tasks": {}, "suites": {}})
+                mine["suites"] |= part["suites"]
+                mine["tasks"] |= {
+                    n: entry for n, entry in part["tasks"].items() if n not in mine["tasks"] or _ok(entry)
+                }
+        return found
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def check(
+        self, settings: Mapping[str, Any], options: Mapping[str, Any] | None = None, tasks: Sequence[TaskHead] = ()
+    ) -> None:
+        """See whether such results may go into the folder; touches nothing.
+
+        Args:
+            settings: As of :meth:`begin`, like the others.
+            options: Compared for the tasks and methods that the folder has options of.
+            tasks: Compared by their items.
+
+        Raises:
+            NotADirectoryError: It is a file.
+            ValueError: It holds something else, or results of other settings or items; says which.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"results need a folder, got the file {self.path}; name another.")
+        if not self.begun:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(f"{self.path} must be empty or hold results, got other files; name another folder.")
+            return
+        run, mine = self.run, _plain(options or {})
+        self._check_same("settings", run["settings"], _plain(settings))
+        theirs = run.get("options", {})
+        self._check_same("options", *({name: some[name] for name in theirs if name in mine} for some in (theirs, mine)))
+        for head in tasks:
+            known = _read_whole(self._of(head.name) / TASK, HEAD)
+            if known is not None:
+                self._check_same(f"items of {head.name}", _by_name(known), _by_name(_plain(head.to_json())))
+
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        options: Mapping[str, Any],
+        stamp: Mapping[str, Any],
+        tasks: Sequence[TaskHead],
+        methods: Sequence[str],
+    ) -> None:
+        """Write down what is about to be measured, beside what the folder holds already.
+
+        Args:
+            settings: What must be the same whenever the run goes on; JSON values.
+            options: Of tasks and methods, by their names; JSON values. They must be the same as far as both have them.
+            stamp: Where and with what this start is made.
+            tasks: What is measured.
+            methods: By whom.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        before = self.run if self.begun else {"starts": [], "methods": []}
+        values = {
+            "settings": settings,
+            "options": {**before.get("options", {}), **options},
+            "methods": list(dict.fromkeys([*before["methods"], *methods])),
+            "starts": [*before["starts"], stamp],
+        }
+        _write(self.path / RUN, values)
+        for head in tasks:
+            file = self._of(head.name) / TASK
+            if _read_whole(file, HEAD) is None:
+                place = 1 + len(list(self.path.glob(f"*/{TASK}")))  # among the tasks
+                known = {"options": options.get(head.name, {}), "settings": settings, "stamp": stamp}
+                _write(file, {**head.to_json(), "place": place, **known})
+
+    def clear(self) -> None:
+        """Remove results and reports, and nothing else."""
+        if not self.begun:
+            return
+        for head in self.path.glob(f"*/{TASK}"):
+            shutil.rmtree(head.parent)
+        for folder in (HARNESS, FIGURES):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name in (*REPORT, RUN):
+            (self.path / name).unlink(missing_ok=True)
+
+    def append(self, task: str, method: str, record: Record, rank: int = 0) -> None:
+        """Write down what a method made of an item, at once."""
+        append_record(self._of(task) / f"{_file_name(method, rank)}.jsonl", record)
+
+    def add_harness(self, method: str, measured: Mapping[str, Any], rank: int = 0) -> None:
+        """Write down what ``evaluate_tasks`` returned, beside what it did before for the same method."""
+        file = self.path / HARNESS / f"{_file_name(method, rank)}.json"
+        before = _read_whole(file, PARTS) or {}
+        merged = {kind: {**before.get(kind, {}), **measured[kind]} for kind in PARTS}
+        _write(file, {**before, **measured, **merged})
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def _of(self, task: str) -> Path:
+        return self.path / quote(task, safe=PLAIN)
+
+    def _files(self, task: str, method: str) -> Iterator[Path]:
+        return (file for file in sorted(self._of(task).glob("*.jsonl")) if _method(file) == method)
+
+    def _check_same(self, what: str, theirs: Any, mine: Any) -> None:
+        changes = list(differences(theirs, mine))
+        if changes:
+            more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+            raise ValueError(
+                f"{self.path} must have been made with the same {what}, got {'; '.join(changes[:4])}{more}. Name "
+                "another folder, or overwrite it."
+            )
+
+
+def _ok(entry: Mapping[str, Any]) -> bool:
+    """Whether a task of the harness was measured."""
+    return "status" not in entry
+
+
+def _file_name(method: str, rank: int) -> str:
+    return quote(method, safe=PLAIN) + (f".rank{rank}" if rank else "")
+
+
+def _method(file: Path) -> str:
+    match = OF_A_PROCESS.fullmatch(file.stem)
+    assert match is not None
+    return unquote(match["method"])
+
+
+def _by_name(head: Mapping[str, Any]) -> dict[str, Any]:
+    """A head of which differences can be told item by item."""
+    order = list(head["metrics"])  # the first is the main one
+    return {"metrics": head["metrics"], "order": order, **{item["name"]: item["place"] for item in head["items"]}}
+
+
+def differences(theirs: Any, mine: Any, name: str = "") -> Iterator[str]:
+    """What differs between JSON values, in words: dotted names with both values."""
+    if isinstance(theirs, dict) and isinstance(mine, dict) and (theirs or mine):
+        for key in dict.fromkeys((*theirs, *mine)):
+            inner = f"{name}.{key}" if name else str(key)
+            yield from differences(theirs.get(key, "absent"), mine.get(key, "absent"), inner)
+    elif theirs != mine:
+        yield f"{name} {_short(theirs)} (now {_short(mine)})"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(values: Any) -> Any:
+    """Values as they come back from a file."""
+    return json.loads(json.dumps(values))
+
+
+def _write(file: Path, values: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as partial:
+        partial.write_text(json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_whole(file: Path, needed: Iterable[str]) -> dict[str, Any] | None:
+    """What a file holds; None where there is none, or (logged) a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        return _read(file, needed)
+    except ValueError as err:
+        logger.warning("%s It counts as not there.", err)
+        return None
+
+
+def _read(file: Path, needed: Iterable[str]) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError as err:
+        raise ValueError(
+            f"{file} must be JSON, got a damaged file ({err}); remove it, or overwrite the folder."
+        ) from err
+    missing = [name for name in needed if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise ValueError(
+            f"{file} must have {', '.join(missing)}, got a file without; remove it, or overwrite the folder."
+        )
+    found: dict[str, Any] = values
+    return found

@@ -1,0 +1,201 @@
+"""Run a suite: every method reads every item of every task, and what comes of it goes into a folder at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from beacon.evaluation.failures import one_line, out_of_memory
+from beacon.evaluation.methods import Method
+from beacon.evaluation.processes import processes
+from beacon.evaluation.results import Record, Results, TaskHead, model_fingerprint, stamp
+from beacon.evaluation.standard import check_standard, run_standard
+from beacon.evaluation.suite import CannotRun, Item, Task
+from beacon.identity import base_fingerprint
+
+logger = logging.getLogger(__name__)
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+RESERVED = ("harness", "figures")  # folders beside those of tasks
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How many pieces (a method with an item or a standard task) there are of each status, earlier runs' included.
+
+    Args:
+        ok: Measured.
+        cannot_run: Methods that cannot read an item, with the reason.
+        failed: Mistakes; running once more tries them again.
+        first: Whether this process is the one that tells of them.
+        alone: Whether there is no other.
+    """
+
+    ok: int
+    cannot_run: int
+    failed: int
+    first: bool = True
+    alone: bool = True
+
+
+def run_suite(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    methods: Mapping[str, Method],
+    folder: str | Path,
+    progress: Progress | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    standard: Sequence[str] = (),
+) -> Totals:
+    """Measure methods by tasks, as far as a folder does not hold it already.
+
+    Under ``accelerate launch`` items are shared out among the processes; the folder must be one that all see.
+
+    Args:
+        model: A wrapped model.
+        tokenizer: Its tokenizer.
+        tasks: What is measured.
+        methods: By the names that results go by.
+        folder: Where results are, or go to.
+        progress: Called with (name of the method, its items done by this process, items in all).
+        options: Of tasks and methods, by their names: what they were made with, as JSON values, for a folder keeps
+            results of the same options only. ``harness``: arguments of
+            :func:`beacon.evaluation.harness.evaluate_tasks`, with which standard tasks are run.
+        seed: Of the random numbers that a task or method may draw; every piece begins with its own.
+        overwrite: Remove what the folder holds.
+        standard: Suites and tasks of lm-evaluation-harness.
+
+    Returns:
+        How many pieces there are of each status.
+
+    Raises:
+        FileNotFoundError: A task's data are missing.
+        ImportError: Standard tasks are asked for, and lm-evaluation-harness is not installed.
+        ValueError: No task or method, an unknown standard task, two tasks of one name, or a folder of other results.
+    """
+    _check(tasks, standard, methods)
+    together = processes()
+    results, given = Results(folder), dict(options or {})
+    settings = {**model_settings(model), "seed": seed}
+    overwritten = overwrite and results.begun
+    if not overwritten:
+        results.check(settings, given)  # before texts are prepared, which takes a while
+    items = {task.name: list(task.items(model, tokenizer)) for task in tasks}
+    heads = [TaskHead.of(task, items[task.name]) for task in tasks]
+    if not overwritten:
+        results.check(settings, given, heads)
+    together.wait()  # all have seen what was there
+    if together.first:
+        if overwritten:
+            results.clear()
+        results.begin(settings, given, {**stamp(), "processes": together.count}, heads, list(methods))
+    together.wait()
+    found = {(head.name, name): _finished(results, head, name) for head in heads for name in methods}
+    together.wait()  # nobody adds a line while another one reads
+    share = [(task, item) for task in tasks for item in items[task.name][together.rank :: together.count]]
+    for name, method in methods.items():  # one after the other, for some hold models or processes of their own
+        pieces = [(task, item) for task, item in share if item.name not in found[task.name, name]]
+        for number, (task, item) in enumerate(pieces):
+            if progress is not None:
+                progress(name, number, len(pieces))
+            with _seeded(f"{seed}/{task.name}/{item.name}", model):
+                record = run_item(task, method, model, tokenizer, item)
+            results.append(task.name, name, record, together.rank)
+        if progress is not None:
+            progress(name, len(pieces), len(pieces))
+        method.close(model)
+    together.wait()
+    statuses: list[str] = [
+        record.status for head in heads for name in methods for record in results.records(head, name)
+    ]
+    if standard:
+        arguments = given.get("harness", {})
+        statuses += run_standard(model, tokenizer, standard, methods, results, together, arguments, progress)
+    counts = Counter(statuses)
+    return Totals(counts["ok"], counts["cannot-run"], counts["failed"], together.first, together.count == 1)
+
+
+def model_settings(model: Any) -> dict[str, Any]:
+    """What results depend on of a wrapped model; JSON values."""
+    parameter = next(model.parameters())
+    return {
+        "model": {**base_fingerprint(model), "weights": model_fingerprint(model)},
+        "config": json.loads(model.beacon_config.to_json()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+    }
+
+
+def run_item(task: Task, method: Method, model: Any, tokenizer: Any, item: Item) -> Record:
+    """Let a method read an item, whatever comes of it."""
+    start = time.perf_counter()
+
+    def record(**values: Any) -> Record:
+        seconds = round(time.perf_counter() - start, 6)
+        return Record(item=item.name, place=dict(item.place), seconds=seconds, **values)
+
+    try:
+        result = task.run(method, model, tokenizer, item)
+        scores = {name: float(value) for name, value in result.scores.items()}
+        return record(status="ok", scores=scores, output=result.output)
+    except (CannotRun, NotImplementedError) as err:
+        return record(status="cannot-run", reason=one_line(err) or "no reason was given")
+    except Exception as err:
+        if not out_of_memory(err):
+            logger.warning("%s, %s failed: %r", task.name, item.name, err, exc_info=logger.isEnabledFor(logging.DEBUG))
+            return record(status="failed", reason=f"{type(err).__name__}: {one_line(err)}")
+        reason = f"out of memory: {one_line(err)}"
+    if torch.cuda.is_available():  # outside of the handler, whose traceback holds on to tensors
+        torch.cuda.empty_cache()
+    return record(status="cannot-run", reason=reason)
+
+
+def _check(tasks: Sequence[Task], standard: Sequence[str], methods: Mapping[str, Method]) -> None:
+    names = [task.name for task in tasks]
+    count = len(tasks) + len(standard)
+    if not count or not methods:
+        raise ValueError(f"a suite needs tasks and methods, got {count} and {len(methods)}; name some.")
+    if standard:
+        check_standard(standard)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"tasks must have names of their own, got {twice!r} twice; name it once.")
+    taken = next((name for name in names if name in RESERVED), None)
+    if taken is not None:
+        raise ValueError(f"tasks must not be named {' or '.join(RESERVED)}, got {taken!r}; rename it.")
+
+
+def _finished(results: Results, head: TaskHead, method: str) -> set[str]:
+    """Items that are not run again: what failed is."""
+    return {record.item for record in results.records(head, method) if record.status != "failed"}
+
+
+@contextmanager
+def _seeded(name: str, model: Any) -> Iterator[None]:
+    """Random numbers that depend on a name only; the caller's go on afterwards where they were."""
+    device = next(model.parameters()).device
+    before = random.getstate()
+    seed = zlib.crc32(name.encode())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)

@@ -1,0 +1,131 @@
+"""Options that tasks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from beacon.config import check_whole
+from beacon.evaluation.suite import Item, Task
+from beacon.evaluation.tasks.haystack import Haystack
+
+Value = TypeVar("Value")
+
+
+@dataclass(kw_only=True, eq=False)
+class TextTask(Task):
+    """A task on ordinary text of several lengths.
+
+    Args:
+        lengths: Tokens of the whole prompt: text, what is hidden in it, and the longest question.
+        limit: Items of each length at most.
+        samples: Items of each cell (a length, and a depth where there are depths); each has a text of its own.
+        data: A file or folder of ordinary text (see :func:`beacon.evaluation.tasks.documents.local_texts`); None for
+            the sources of the standard library.
+        seed: Draws what is hidden.
+    """
+
+    lengths: Sequence[int] = (4096, 16384, 32768)
+    limit: int | None = None
+    samples: int = 2
+    data: str | Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.lengths = check_lengths(self.lengths)
+        check_whole("samples", self.samples, 1)
+        check_whole("seed", self.seed, 0)
+        if self.limit is not None:
+            check_whole("limit", self.limit, 1)
+        self.haystack = Haystack(None if self.data is None else Path(self.data))
+
+    def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
+        self.haystack.check(tokenizer, max(self.lengths))
+        return self._items()
+
+    def _items(self) -> Iterator[Item]:
+        for length in self.lengths:
+            cells = (
+                Item(*self._named(length, sample, cell)) for sample in range(self.samples) for cell in self.cells()
+            )
+            yield from islice(cells, self.limit)
+
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """What items of one length differ in, apart from the text; goes to their place."""
+        yield {}
+
+    def _named(self, length: int, sample: int, cell: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        place = {"length": length, **cell}
+        shown = ", ".join(f"{key} {value}" for key, value in place.items())
+        return f"{shown}, sample {sample}", place, {"sample": sample}
+
+    def drawn_from(self, item: Item) -> str:
+        """Seed of an item: everything that tells it from others, and nothing else."""
+        return f"{self.name}, seed {self.seed}, {item.name}"
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is no bool.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}; pass True or False.")
+
+
+def check_lengths(lengths: Any) -> tuple[int, ...]:
+    """Lengths in tokens as a tuple without repetition, in the given order.
+
+    Raises:
+        TypeError: No ints.
+        ValueError: None given, or one below 2.
+    """
+    return tuple(dict.fromkeys(check_many("lengths", lengths, 2)))
+
+
+def check_many(name: str, values: Any, least: int) -> tuple[int, ...]:
+    """Whole numbers, one or several, as a tuple.
+
+    Raises:
+        TypeError: No ints.
+        ValueError: None given, or too small a one.
+    """
+    numbers = as_tuple(name, values)
+    for number in numbers:
+        check_whole(f"each of {name}", number, least)
+    return numbers
+
+
+def check_depths(depths: Any) -> tuple[float, ...]:
+    """Depths in 0 .. 1 as a tuple.
+
+    Raises:
+        TypeError: No numbers.
+        ValueError: None given, or one outside.
+    """
+    numbers = as_tuple("depths", depths)
+    for depth in numbers:
+        if isinstance(depth, bool) or not isinstance(depth, (int, float)):
+            raise TypeError(
+                f"each of depths must be a number, got {depth!r}; 0 is the start of the text and 1 its end."
+            )
+        if not (math.isfinite(depth) and 0 <= depth <= 1):
+            raise ValueError(f"depths must lie between 0 and 1, got {depth}; 0 is the start of the text and 1 its end.")
+    return tuple(map(float, numbers))
+
+
+def as_tuple(name: str, values: Any) -> tuple[Any, ...]:
+    """One value or several as a tuple.
+
+    Raises:
+        ValueError: None given.
+    """
+    many = tuple(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes)) else (values,)
+    if not many:
+        raise ValueError(f"{name} must name at least one, got none; leave {name} out for the usual ones.")
+    return many

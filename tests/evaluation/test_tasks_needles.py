@@ -1,0 +1,297 @@
+"""Passkeys, needles, topics, dialogues: what is asked, and what becomes of right and wrong answers."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import beacon
+from beacon.evaluation.methods import Method
+from beacon.evaluation.tasks import make_task
+from beacon.evaluation.tasks.hiding import NAMES
+from beacon.evaluation.tasks.prompts import frame, opening
+from beacon.evaluation.tasks.topics import TOPICS
+from tests.evaluation.tiny import CODE, tiny_llama
+
+CHAT = (
+    "<|endoftext|>{% for m in messages %}[{{ m.role }}] {{ m.content }}[/{{ m.role }}]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+ORDER = {"first": 0, "second": 1, "third": 2, "fourth": 3}
+HIDING = ["passkey", "needle", "multi-needle", "topics", "multi-turn"]
+
+
+class Knowing(Method):
+    """Looks up how the line goes on that a question begins, or says something else."""
+
+    def __init__(self, tokenizer, wrong=lambda answer: answer):
+        self.tokenizer, self.wrong, self.name = tokenizer, wrong, "knowing"
+        self.asked = []
+
+    def read(self, *args, **kwargs):
+        raise AssertionError("nothing to read here")
+
+    continue_text = read
+
+    def answers(self, model, context_ids, question_ids_list, max_new_tokens, end_ids=()):
+        self.asked.append((len(context_ids), len(question_ids_list)))
+        return [self._answer(torch.cat([context_ids, question]))[:max_new_tokens] for question in question_ids_list]
+
+    def _answer(self, ids):
+        text = self.tokenizer.decode(ids)
+        before, _, line = text.rpartition("\n")
+        ordinal = re.search(r"the (\w+) topic (?:was|that|in)", text[-200:], re.I)
+        name = re.findall(r"secret number of (\w+)\?", text[-200:])
+        if ordinal:
+            answer = re.findall(r"talk about (.*) now\.", before)[ORDER[ordinal[1]]]
+        elif name:
+            answer = re.search(rf"secret number of {name[-1]} is (\d+)", before)[1]
+        else:
+            found = before.index(line) + len(line)
+            answer = before[found:].partition("\n")[0].strip()
+        return self.tokenizer(self.wrong(answer) + "\n", add_special_tokens=False)["input_ids"]
+
+
+class Deaf(Knowing):
+    def _answer(self, ids):
+        return []
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(beacon.default_model())
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "code.py").write_text(CODE * 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return beacon.wrap(tiny_llama(vocab=len(tokenizer)), beacon.BeaconConfig(window=16, ratios=(2, 4), reserve=8))
+
+
+def measured(task, method, model, tokenizer):
+    results = [task.run(method, model, tokenizer, item) for item in task.items(model, tokenizer)]
+    return {metric: [result.scores[metric] for result in results] for metric in results[0].scores}
+
+
+@pytest.mark.parametrize("wording", ["comment", "prose"])
+@pytest.mark.parametrize("name", HIDING)
+def test_who_knows_finds_all_and_who_is_deaf_nothing(name, wording, text, tokenizer, model):
+    options = {"lengths": [500, 900], "samples": 2, "data": text}
+    if name != "passkey":
+        options["wording"] = wording
+    task = make_task(name, **options)
+    metrics = [metric for metric in task.metrics if metric != "turn_seconds"]
+    right = measured(task, Knowing(tokenizer), model, tokenizer)
+    wrong = measured(task, Deaf(tokenizer), model, tokenizer)
+    assert all(set(right[metric]) == {1.0} for metric in metrics)
+    assert all(set(wrong[metric]) == {0.0} for metric in metrics)
+
+
+@pytest.mark.parametrize("name", ["needle", "multi-needle", "multi-turn"])
+def test_nearly_right_is_wrong(name, text, tokenizer, model):
+    task = make_task(name, lengths=[500], samples=1, data=text)
+    for wrong in (lambda a: a + "1", lambda a: a[:-1], lambda a: a[:2] + " " + a[2:], lambda a: a[::-1] + "0"):
+        assert set(measured(task, Knowing(tokenizer, wrong), model, tokenizer)["found"]) == {0.0}
+    assert set(measured(task, Knowing(tokenizer, lambda a: f" ({a})."), model, tokenizer)["found"]) == {1.0}
+
+
+def test_passkeys_count_digits_too(text, tokenizer, model):
+    task = make_task("passkey", lengths=[500], samples=1, depths=[0.5], data=text)
+    scores = measured(task, Knowing(tokenizer, lambda a: a[:3] + "xx"), model, tokenizer)
+    assert scores == {"found": [0.0], "digits": [0.6]}
+    scores = measured(task, Knowing(tokenizer, lambda a: a + "7"), model, tokenizer)
+    assert scores == {"found": [0.0], "digits": [1.0]}
+    prompt, asked = task.prompt(tokenizer, next(iter(task.items(model, tokenizer))))
+    assert tokenizer.decode(prompt.ids[-asked:]) == "\n# the pass key is "
+
+
+def test_share_of_needles_that_are_found(text, tokenizer, model):
+    task = make_task("multi-needle", lengths=[700], samples=1, needles=4, data=text)
+    method = Knowing(tokenizer)
+    item = next(iter(task.items(model, tokenizer)))
+    prompt = task.prompt(tokenizer, item)
+    method.wrong = lambda answer: answer if answer in prompt.answers[:3] else "00000"
+    result = task.run(method, model, tokenizer, item)
+    assert result.scores == {"found": 0.75, "all_found": 0.0}
+    assert [line.strip() for line in json.loads(result.output)] == [*prompt.answers[:3], "00000"]
+    assert method.asked == [(len(prompt.text), 4)]  # one reading for all questions
+
+
+def test_needles_asked_for_together(text, tokenizer, model):
+    task = make_task("multi-needle", lengths=[700], samples=1, needles=3, together=True, data=text)
+    item = next(iter(task.items(model, tokenizer)))
+    prompt = task.prompt(tokenizer, item)
+    asked = tokenizer.decode(prompt.questions[0])
+    assert len(prompt.questions) == 1 and sum(name in asked for name in NAMES) == 3
+
+    class Two(Deaf):
+        def _answer(self, ids):
+            return self.tokenizer(" and ".join(prompt.answers[:2]), add_special_tokens=False)["input_ids"]
+
+    result = task.run(Two(tokenizer), model, tokenizer, item)
+    assert result.scores == {"found": pytest.approx(2 / 3), "all_found": 0.0}
+
+
+@pytest.mark.parametrize("name", ["needle", "multi-needle", "topics", "multi-turn"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_length_is_that_of_the_prompt(name, chat, text, tokenizer, monkeypatch):
+    if chat:
+        monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    for wording in ("comment", "prose"):
+        task = make_task(name, lengths=[700], samples=1, data=text, wording=wording, chat_template=chat)
+        for item in task.items(None, tokenizer):
+            prompt = task.prompt(tokenizer, item)
+            prompt = prompt[0] if name == "topics" else prompt
+            whole = len(prompt.text) + max(map(len, prompt.questions))
+            assert whole <= 700 if name != "multi-turn" else whole >= 700 - 20
+            if name == "needle":
+                assert whole == 700
+
+
+def test_needles_stand_where_they_are_asked_to_be(text, tokenizer):
+    task = make_task("needle", lengths=[1500], depths=[0, 0.3, 0.7, 1], samples=1, data=text, wording="comment")
+    for item in task.items(None, tokenizer):
+        prompt = task.prompt(tokenizer, item)
+        told = tokenizer.decode(prompt.text)
+        lines = told.split("\n")
+        line = next(line for line in lines if line.startswith("# the number of "))
+        assert line.endswith(prompt.answers[0]) and told.count(line) == 1
+        assert told.index(line) / len(told) == pytest.approx(item.place["depth"], abs=0.05)
+        assert (CODE * 5).startswith("\n".join(other for other in lines if other is not line)[:1000])
+
+
+def test_a_text_without_lines(tmp_path, tokenizer):
+    path = tmp_path / "long.txt"
+    path.write_text("word after word " * 2000)
+    task = make_task("multi-needle", lengths=[900], needles=4, samples=1, data=path)
+    item = next(iter(task.items(None, tokenizer)))
+    prompt = task.prompt(tokenizer, item)
+    told = tokenizer.decode(prompt.text)
+    places = [told.index(f" is {answer}.\n") for answer in sorted(prompt.answers, key=lambda a: told.index(a))]
+    assert [int(4 * place / len(told)) for place in places] == [0, 1, 2, 3]
+    assert len(prompt.text) + max(map(len, prompt.questions)) == 900
+
+
+def test_topics_are_in_order_and_the_first_named_counts(text, tokenizer, model):
+    task = make_task("topics", lengths=[1200], topics=6, asked=[1, 3], samples=1, data=text, wording="prose")
+    for item in task.items(None, tokenizer):
+        prompt, topics = task.prompt(tokenizer, item)
+        told = tokenizer.decode(prompt.text)
+        assert re.findall(r"talk about (.*) now\.", told) == topics and set(topics) <= set(TOPICS)
+        assert prompt.answers == (topics[item.place["asked"] - 1],)
+        shares = [told.index(f"about {topic}") / len(told) for topic in topics]
+        assert all(abs(share - at / 6) < 0.12 for at, share in enumerate(shares))
+
+        class Listing(Deaf):
+            def __init__(self, said):
+                super().__init__(tokenizer)
+                self.said = said
+
+            def _answer(self, ids):
+                return tokenizer(self.said, add_special_tokens=False)["input_ids"]
+
+        right, other = prompt.answers[0], next(t for t in topics if t != prompt.answers[0])
+        found = [
+            task.run(Listing(said), model, tokenizer, item).scores["found"]
+            for said in (right, other, f"{other}, {right}")
+        ]
+        assert found == [1.0, 0.0, 0.0]
+
+
+def test_numbered_sections_among_sources(text, tokenizer):
+    task = make_task("topics", lengths=[800], topics=4, asked=2, samples=1, data=text, wording="comment")
+    prompt, topics = task.prompt(tokenizer, next(iter(task.items(None, tokenizer))))
+    told = tokenizer.decode(prompt.text)
+    assert [f"{n}: {topic}" for n, topic in enumerate(topics, 1)] == re.findall(r"# section (.*)", told)
+    assert tokenizer.decode(prompt.questions[0]) == "\n# section 2:" and len(set(topics)) == 4
+
+
+def test_a_dialogue_grows(text, tokenizer, model):
+    task = make_task("multi-turn", lengths=[700], turns=3, samples=1, data=text, wording="comment")
+    items = list(task.items(model, tokenizer))
+    prompts = [task.prompt(tokenizer, item) for item in items]
+    dialogues = [tokenizer.decode(prompt.questions[0]) for prompt in prompts]
+    assert [item.place["turn"] for item in items] == [1, 2, 3]
+    assert all(torch.equal(prompt.text, prompts[0].text) for prompt in prompts)
+    for before, after, prompt in zip(dialogues, dialogues[1:], prompts):
+        assert after.startswith(before + prompt.answers[0] + "\n# the number of ")
+    result = task.run(Knowing(tokenizer), model, tokenizer, items[2])
+    assert result.scores["turn_seconds"] > 0 and prompts[2].answers[0] in result.output
+
+
+def test_chats(text, tokenizer, model, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    around = frame(tokenizer, True)
+    assert tokenizer.decode(around.before) == "<|endoftext|>[user] "
+    assert (around.after, around.between) == ("[/user]\n[assistant] ", "[/assistant]\n[user] ")
+    for name in ("needle", "topics", "multi-turn"):
+        task = make_task(name, lengths=[800], samples=1, data=text, wording="prose", chat_template=True)
+        assert set(measured(task, Knowing(tokenizer), model, tokenizer)["found"]) == {1.0}
+    dialogue = tokenizer.decode(task.prompt(tokenizer, list(task.items(None, tokenizer))[1]).questions[0])
+    assert re.fullmatch(
+        r"\n\nWhat is .* alone\.\[/user\]\n\[assistant\] \d{5}\[/assistant\]\n\[user\] "
+        r"\n\nWhat is .* alone\.\[/user\]\n\[assistant\] ",
+        dialogue,
+    )
+
+
+def test_chats_that_cannot_be(text, tokenizer, monkeypatch):
+    task = make_task("needle", lengths=[500], data=text, chat_template=True)
+    item = next(iter(task.items(None, tokenizer)))
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        task.prompt(tokenizer, item)
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    with pytest.raises(ValueError, match="must render what is said once and unchanged"):
+        task.prompt(tokenizer, item)
+
+
+def test_tokens_that_open_a_text(text, tokenizer):
+    class Opening:
+        """Puts a beginning of sequence before every text and an end after it."""
+
+        def __init__(self):
+            self.eos_token_id = tokenizer.eos_token_id
+
+        def __call__(self, text, add_special_tokens=True, **kwargs):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return {"input_ids": [1, *ids, 2] if add_special_tokens else ids}
+
+        def decode(self, ids, **kwargs):
+            return tokenizer.decode(ids, **kwargs)
+
+    assert opening(tokenizer) == () and opening(Opening()) == (1,)
+    for name in ("passkey", "needle"):
+        task = make_task(name, lengths=[500], data=text)
+        prompt = task.prompt(Opening(), next(iter(task.items(None, Opening()))))
+        ids = prompt[0].ids if name == "passkey" else torch.cat([prompt.text, *prompt.questions])
+        assert ids[0] == 1 and len(ids) == 500 and 1 not in ids[1:]
+
+
+def test_no_room(text, tokenizer):
+    task = make_task("multi-needle", lengths=[60], data=text, needles=8)
+    with pytest.raises(ValueError, match="lengths must leave room for text, got 60 with"):
+        task.prompt(tokenizer, next(iter(task.items(None, tokenizer))))
+
+
+def test_answers_are_counted(text, tokenizer, model):
+    class Silent(Deaf):
+        def answers(self, *args, **kwargs):
+            return []
+
+    task = make_task("needle", lengths=[500], data=text)
+    with pytest.raises(RuntimeError, match="must answer each of 1 questions, got 0"):
+        task.run(Silent(tokenizer), model, tokenizer, next(iter(task.items(model, tokenizer))))
+
+
+def test_the_standard_library_is_the_usual_text(tokenizer):
+    task = make_task("needle", lengths=[2000], samples=2, depths=0.5)
+    first, second = (tokenizer.decode(task.prompt(tokenizer, item).text) for item in task.items(None, tokenizer))
+    assert first != second and "\n# the number of " in first and "import" in first
