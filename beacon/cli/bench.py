@@ -14,6 +14,7 @@ from beacon.evaluation.report.looks import look, number, place_value
 from beacon.evaluation.results import Results
 
 WORDS = {1: "better", -1: "WORSE", 0: ""}
+ASIDE = {1: "(better)", -1: "(worse)", 0: ""}  # of what does not decide
 HEAD = ("method", "task", "where", "metric", "before", "after", "change", "p", "items", "")
 
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     before, after = (summarise(Results(folder)) for folder in (args.before, args.after))
     found = compare(before, after, args.threshold)
     show_table(console, HEAD, [_row(change) for change in found.overall], f"{args.before} and {args.after}")
-    moved = [change for change in found.places if change.moved]
+    moved = [change for change in found.places if change.moved and change.decides]
     if moved:
         show_table(console, HEAD, [_row(change) for change in moved], "places that moved")
     if found.losses:
@@ -30,13 +31,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         show_table(console, ("method", "task", "items lost", "gained", "reason"), rows, "items not measured in both")
     _list(console, "not compared", found.only)
     _list(console, "settings differ", found.settings)
-    worse = sum(change.moved < 0 for change in found.overall)
-    better = sum(change.moved > 0 for change in found.overall)
+    _list(console, "options differ (metrics of tasks whose options differ do not decide)", found.options)
+    deciding = sum(change.decides for change in found.overall)
     lost = sum(loss.lost for loss in found.losses)
     console.print(
-        f"{len(found.overall)} comparisons: {better} better, {worse} worse, {lost} items lost. "
-        "(p: paired bootstrap, corrected for the number of comparisons; worse counts from p < 0.05 and "
-        f"{100 * args.threshold:g} % on.)"
+        f"{len(found.overall)} comparisons, of which {deciding} decide: {len(found.better)} better, {len(found.worse)} "
+        f"worse, {lost} items lost. (p: paired bootstrap over texts, corrected for as many as decide, and in brackets, "
+        f"uncorrected, of what does not; items with *: too few texts, so judged by items. Worse counts from p < 0.05 "
+        f"and {100 * args.threshold:g} % on.)"
     )
     return 1 if found.regressed else 0
 
@@ -53,9 +55,9 @@ def _row(change: Change) -> list[str]:
         shown.write(difference.before),
         shown.write(difference.after),
         _change(change, shown.factor),
-        number(change.p, 3),
-        str(difference.n),
-        WORDS[change.moved],
+        number(change.p, 3) if change.decides else f"({number(change.p, 3)})",
+        str(difference.n) + ("*" if change.by_items else ""),
+        (WORDS if change.decides else ASIDE)[change.moved],
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import json
 import logging
@@ -15,14 +14,15 @@ import torch
 from rich.console import Console
 
 from beacon.cli.common import check_device, load_model, progress_bars, quiet, show_table
-from beacon.evaluation.baselines import METHODS, make_method
+from beacon.evaluation.baselines import check_method, make_method, named_option
 from beacon.evaluation.harness import SUITES
+from beacon.evaluation.harness.tasks import close_names
 from beacon.evaluation.methods import Method
 from beacon.evaluation.report import Summary, summarise, write_report
 from beacon.evaluation.report.tables import Table, matrix, problems, standard
 from beacon.evaluation.results import Results
 from beacon.evaluation.running import Totals, run_suite
-from beacon.evaluation.standard import check_standard
+from beacon.evaluation.standard import standard_names
 from beacon.evaluation.suite import Task
 from beacon.evaluation.tasks import TASKS, make_task, task_options
 
@@ -39,14 +39,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         logging.getLogger("beacon.evaluation").setLevel(logging.WARNING)
     _settle_device(args)
     names = list(dict.fromkeys([*args.methods, *(f"beacon:{ratio}" for ratio in args.ratios)]))
-    own, others = _split_tasks(list(dict.fromkeys(args.tasks)), names)
+    own, others = _split_tasks(list(dict.fromkeys(args.tasks)))
     options = _options(args, own, others, names)
+    for name in names:
+        check_method(name, **options[name])
     tasks = [make_task(name, **options[name]) for name in own]
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("a report needs matplotlib for its figures; pip install 'activation-beacon[eval]'.")
     with console.status(f"loading {args.model}"):
         model, tokenizer = load_model(args)
-    methods = {name: make_method(name, model, tokenizer=tokenizer, **options.get(name, {})) for name in names}
+    methods = {name: make_method(name, model, tokenizer=tokenizer, **options[name]) for name in names}
     totals = _measure(args, console, model, tokenizer, tasks, methods, options, others)
     if totals.first:
         files = write_report(args.out)
@@ -93,31 +95,21 @@ def _settle_device(args: argparse.Namespace) -> None:
         torch.cuda.set_device(args.device)
 
 
-def _split_tasks(names: Sequence[str], methods: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_tasks(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our own tasks, and those of the harness.
 
     Raises:
-        ValueError: Neither; an unknown method.
+        ValueError: Neither.
     """
-    for name in methods:
-        if name.partition(":")[0] not in METHODS:
-            make_method(name, None)  # tells what there is
     own = [name for name in names if name in TASKS]
     others = [name for name in names if name not in TASKS]
     has_harness = importlib.util.find_spec("lm_eval") is not None
-    if others and (has_harness or set(others) <= set(SUITES)):
-        try:
-            check_standard(others)
-            return own, others
-        except ValueError as err:
-            logging.getLogger(__name__).debug("%s", err)
-    if others:
-        wrong = next((name for name in others if name not in SUITES), others[0])
-        close = difflib.get_close_matches(wrong, [*TASKS, *SUITES])
-        hint = f" (did you mean {', '.join(close)}?)" if close else ""
+    known = standard_names() if others and has_harness else list(SUITES)
+    wrong = next((name for name in others if name not in known), None)
+    if wrong is not None:
         raise ValueError(
             f"--tasks must be among {', '.join(TASKS)}, or of lm-evaluation-harness: {', '.join(SUITES)} or single "
-            f"tasks of these; got {wrong}{hint}."
+            f"tasks of these; got {wrong}{close_names(wrong, [*TASKS, *known])}."
         )
     return own, others
 
@@ -131,17 +123,24 @@ def _options(args: argparse.Namespace, own: Sequence[str], others: Sequence[str]
     }
     if others:
         options[HARNESS] = {key: given[key] for key in SHARED if given[key] is not None}
+    parts = list(options)
+    options |= {name: {} for name in methods}
     for text in args.set:
         name, value = _setting(text)
         what, _, field = name.rpartition(".")
-        whose = [method for method in methods if what in (method, method.partition(":")[0])]
-        if what in options:
-            whose = [what]
+        named = [method for method in methods if what in (method, method.partition(":")[0])]
+        whose = [what] if what in parts else named
         if not whose:
-            known = ", ".join([*options, *methods])
+            known = ", ".join([*parts, *methods])
             raise ValueError(f"--set must name a task or method of this run ({known}), got {text!r}; correct it.")
-        for one in whose:
-            options.setdefault(one, {})[field] = value
+        free = [one for one in whose if what in parts or field != named_option(one)]
+        if not free:
+            raise ValueError(
+                f"--set must not give what a method's name says, got {text!r} for {', '.join(whose)}; name the method "
+                "with another value."
+            )
+        for one in free:
+            options[one][field] = value
     return options
 
 

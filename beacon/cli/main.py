@@ -35,8 +35,9 @@ EXAMPLES = """examples:
   beacon eval --tasks passkey cost --methods stock beacon beacon:8 --lengths 1024 4096
   beacon bench build/eval build/eval-new
 """
-TASKS = ("perplexity", "passkey", "needle", "cost")  # of `beacon eval`, as they are read offline in a few minutes
-METHODS = ("stock", "truncate-left", "sliding-window", "beacon", "beacon:8")
+# Of `beacon eval`: what is read offline in a few minutes.
+DEFAULT_TASKS = ("perplexity", "passkey", "needle", "cost")
+DEFAULT_METHODS = ("stock", "truncate-left", "sliding-window", "beacon", "beacon:8")
 TEXTS = (1024, 4096)
 
 
@@ -102,9 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--model", default="default", help="folder, hub id, or default for the shipped model")
     evaluate.add_argument("--adapter", help="folder or hub id of the beacons (the shipped model has its own)")
-    evaluate.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help=f"default {' '.join(TASKS)}")
     evaluate.add_argument(
-        "--methods", nargs="+", default=METHODS, metavar="METHOD", help=f"default {' '.join(METHODS)}"
+        "--tasks", nargs="+", default=DEFAULT_TASKS, metavar="TASK", help=f"default {' '.join(DEFAULT_TASKS)}"
+    )
+    evaluate.add_argument(
+        "--methods", nargs="+", default=DEFAULT_METHODS, metavar="METHOD", help=f"default {' '.join(DEFAULT_METHODS)}"
     )
     evaluate.add_argument("--lengths", type=int, nargs="+", default=TEXTS, help="tokens of texts (default 1024 4096)")
     evaluate.add_argument("--ratios", type=int, nargs="+", default=(), help="measure beacon:RATIO as well, for each")

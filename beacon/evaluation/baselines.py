@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from beacon.config import POLICIES, check_ratio
@@ -20,6 +21,7 @@ from beacon.evaluation.truncation import TruncateLeft, TruncateMiddle
 from beacon.identity import Wrapping
 
 SINKS = 4
+ROPE_TYPES = {"pi": "linear", "dynamic-ntk": "dynamic", "yarn": "yarn"}  # as transformers calls them
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def check_method(name: str, **options: Any) -> tuple[str, dict[str, Any]]:
 
     Raises:
         TypeError: An option that it does not take.
-        ValueError: An unknown name.
+        ValueError: An unknown name, or one of a folder that is not there.
     """
     kind, colon, value = name.partition(":")
     line = _TABLE.get(kind)
@@ -89,7 +91,25 @@ def check_method(name: str, **options: Any) -> tuple[str, dict[str, Any]]:
     unknown = sorted(set(options) - {*known, "tokenizer"})
     if unknown:
         raise TypeError(f"{kind} takes {', '.join(known) or 'no option'}, got {', '.join(unknown)}; leave it out.")
+    if kind == "fine-tuned":
+        _check_folder(str(options["path"]))
     return kind, {option: options[option] for option in known if option in options}
+
+
+def named_option(name: str) -> str | None:
+    """The option whose value stands behind the colon of a method's name; None without one."""
+    kind, colon, _ = name.partition(":")
+    line = _TABLE.get(kind)
+    return line.value[0] if colon and line is not None and line.value is not None else None
+
+
+def _check_folder(path: str) -> None:
+    """A hub id cannot be told from ``owner/name``, but what can only be a folder must be one."""
+    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise ValueError(
+            f"fine-tuned must name a model's folder or hub id, got {path!r}, where there is no folder; correct the "
+            "path, or write owner/name."
+        )
 
 
 def method_form(name: str) -> str:
@@ -104,6 +124,8 @@ def _beacon(model: Any, ratio: int | str | None = None, policy: str | None = Non
     if isinstance(ratio, str) and not ratio.isdigit():  # behind the colon is either
         if ratio not in POLICIES:
             raise ValueError(f"beacon takes a ratio or one of {', '.join(POLICIES)}, got {ratio!r}; as in beacon:8.")
+        if policy not in (None, ratio):
+            raise ValueError(f"beacon takes one policy, got {ratio} and {policy}; leave one out.")
         ratio, policy = None, ratio
     if ratio is not None and policy is not None:
         raise ValueError(f"beacon takes a ratio or a policy, got ratio={ratio} and policy={policy}; leave one out.")
@@ -124,8 +146,9 @@ def _sliding_window(model: Any, window: int | str | None = None, sinks: int = SI
     return SlidingWindow(window, sinks)
 
 
-def _rope(kind: Any, model: Any, factor: float | str | None = None) -> Method:
-    return RopeScaled(kind, None if factor is None else _number("a rope method", factor, float))
+def _rope(name: str, model: Any, factor: float | str | None = None) -> Method:
+    kind: Any = ROPE_TYPES[name]
+    return RopeScaled(kind, None if factor is None else _number(name, factor, float))
 
 
 def _press(press: str, model: Any, ratio: float | str = 8, python: Any = None, tokenizer: Any = None) -> Method:
@@ -147,12 +170,12 @@ _TABLE = {
     "truncate-middle": Baseline(
         "the stock model reads beginning and end, as LongBench cuts texts", lambda model: TruncateMiddle()
     ),
-    "truncate-left": Baseline("the stock model reads the end", lambda model: TruncateLeft()),
+    "truncate-left": Baseline("the stock model reads the end", lambda model, tokenizer=None: TruncateLeft(tokenizer)),
     "sliding-window": Baseline(
         "the stock model sees the first tokens (attention sinks) and the last", _sliding_window, ("window", "WINDOW")
     ),
-    "pi": Baseline("position interpolation: all positions divided by a factor", partial(_rope, "linear"), _FACTOR),
-    "dynamic-ntk": Baseline("dynamic NTK: the rotary base grows with the text", partial(_rope, "dynamic"), _FACTOR),
+    "pi": Baseline("position interpolation: all positions divided by a factor", partial(_rope, "pi"), _FACTOR),
+    "dynamic-ntk": Baseline("dynamic NTK: the rotary base grows with the text", partial(_rope, "dynamic-ntk"), _FACTOR),
     "yarn": Baseline("YaRN: slow rotary frequencies divided by a factor", partial(_rope, "yarn"), _FACTOR),
     "snapkv": Baseline("kvpress: what the last tokens attend to stays", partial(_press, "snapkv"), _RATIO),
     "expected-attention": Baseline(

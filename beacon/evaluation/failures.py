@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from beacon.evaluation.suite import NotAvailable
+
 
 def out_of_memory(err: Exception) -> bool:
-    """Whether memory ran out; on the CPU PyTorch tells by a RuntimeError."""
-    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(err)
+    """Whether memory ran out; on the CPU PyTorch tells by a RuntimeError, another process in words."""
+    said = str(err)
+    told = "DefaultCPUAllocator" in said or said.startswith("kvpress: out of memory")
+    return told or isinstance(err, (torch.OutOfMemoryError, MemoryError))
+
+
+def may_pass(err: Exception) -> bool:
+    """Whether it may be otherwise another time: what was asked is tried again when the run goes on."""
+    return isinstance(err, NotAvailable) or out_of_memory(err)
+
+
+def free_memory() -> None:
+    """Give back what PyTorch keeps for later; outside of the handler, whose traceback holds on to tensors."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def one_line(err: BaseException) -> str:

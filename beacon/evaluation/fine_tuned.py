@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from beacon.evaluation.greedy import Ids
+from beacon.evaluation.greedy import Ids, eos_ids
 from beacon.evaluation.methods import Method, Outcome, Progress, Stock
 from beacon.evaluation.suite import CannotRun
 from beacon.identity import home_of
@@ -58,12 +58,14 @@ class FineTuned(Method):
         max_new_tokens: int,
         end_ids: Sequence[int] = (),
     ) -> list[list[int]]:
-        """As :meth:`Method.answers`.
+        """As :meth:`Method.answers`; where anything ends an answer, its own end tokens do too.
 
         Raises:
             CannotRun: It cannot be loaded.
         """
-        return Stock().answers(self._own(model), context_ids, question_ids_list, max_new_tokens, end_ids)
+        own = self._own(model)
+        ends = sorted({*end_ids, *eos_ids(own.generation_config, own.config)}) if end_ids else ()
+        return Stock().answers(own, context_ids, question_ids_list, max_new_tokens, ends)
 
     def held_bytes(self, model: Any, length: int) -> int:
         return Stock().held_bytes(self._own(model), length)

@@ -1,11 +1,13 @@
-"""Greedy answers: what is read, and the likeliest tokens after it."""
+"""Greedy answers: what is read, the likeliest tokens after it, and where they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
+from transformers import GenerationConfig
 
 from beacon.identity import home_of
 
@@ -49,6 +51,30 @@ def decode_greedily(
         answer.append(token)
         ids = ids.new_tensor([token])
     return answer
+
+
+@contextmanager
+def neutral_decoding(model: Any) -> Iterator[None]:
+    """Where ``generate`` obeys its call alone.
+
+    A checkpoint's own settings (a repetition penalty, a temperature, end tokens) reach only those methods that decode
+    by ``generate``, and whatever a call leaves open is taken from them; so they are set aside, and put back.
+    """
+    own = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def eos_ids(*sources: Any) -> set[int]:
+    """End tokens that tokenizers and configurations name."""
+    ids: set[int] = set()
+    for source in sources:
+        given = getattr(source, "eos_token_id", None)
+        ids.update([given] if isinstance(given, int) else given or [])
+    return ids
 
 
 def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:

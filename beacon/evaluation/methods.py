@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.greedy import Ids, cut, decode_greedily, prompts
+from beacon.evaluation.greedy import Ids, cut, decode_greedily, neutral_decoding, prompts
 from beacon.evaluation.held import beacon_bytes, held_entries, stock_bytes
 from beacon.identity import Wrapping, disabled
 
@@ -36,9 +36,15 @@ class Outcome:
 
 
 class Method(ABC):
-    """A way to read a long text with a wrapped model."""
+    """A way to read a long text with a wrapped model.
+
+    Attributes:
+        name: As reports call it.
+        own_process: It reads in another process, whose memory cannot be seen here.
+    """
 
     name: str
+    own_process: bool = False
 
     @abstractmethod
     def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
@@ -56,7 +62,7 @@ class Method(ABC):
 
     @abstractmethod
     def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
-        """Decode greedily.
+        """Decode greedily: the likeliest tokens, whatever the checkpoint's own generation settings say.
 
         Args:
             model: A wrapped model.
@@ -64,7 +70,7 @@ class Method(ABC):
             count: Tokens to add.
 
         Returns:
-            The ``count`` new token ids.
+            The ``count`` new token ids; nothing ends them.
         """
 
     def answers(
@@ -245,16 +251,16 @@ def _ones(ids: torch.Tensor) -> torch.Tensor:
 
 
 def _generate(model: Any, ids: torch.Tensor, count: int, **settings: Any) -> list[int]:
-    """Greedy continuation of exactly ``count`` tokens."""
-    out = model.generate(
-        ids[None],
-        attention_mask=_ones(ids),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=0,
-        **settings,
-    )
+    """Greedy continuation of exactly ``count`` tokens, end tokens as good as any."""
+    with neutral_decoding(model):
+        out = model.generate(
+            ids[None],
+            attention_mask=_ones(ids),
+            max_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+            **settings,
+        )
     new: list[int] = out[0, -count:].tolist()
     return new

@@ -10,17 +10,25 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.failures import one_line, out_of_memory
+from beacon.evaluation.failures import free_memory, may_pass, one_line, out_of_memory
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import processes
-from beacon.evaluation.results import Record, Results, TaskHead, model_fingerprint, stamp
-from beacon.evaluation.standard import check_standard, run_standard
+from beacon.evaluation.results import (
+    Record,
+    Results,
+    TaskHead,
+    files_fingerprint,
+    model_fingerprint,
+    stamp,
+    tokenizer_fingerprint,
+)
+from beacon.evaluation.standard import check_arguments, check_standard, run_standard, standard_files
 from beacon.evaluation.suite import CannotRun, Item, Task
 from beacon.identity import base_fingerprint
 
@@ -37,7 +45,7 @@ class Totals:
 
     Args:
         ok: Measured.
-        cannot_run: Methods that cannot read an item, with the reason.
+        cannot_run: Methods that cannot read an item, with the reason; some may at another time.
         failed: Mistakes; running once more tries them again.
         first: Whether this process is the one that tells of them.
         alone: Whether there is no other.
@@ -89,23 +97,31 @@ def run_suite(
         ImportError: Standard tasks are asked for, and lm-evaluation-harness is not installed.
         ValueError: No task or method, an unknown standard task, two tasks of one name, or a folder of other results.
     """
-    _check(tasks, standard, methods)
+    given = {**{name: {} for name in methods}, **(options or {})}
+    arguments = given.get("harness", {})
+    _check(tasks, standard, methods, tokenizer, arguments)
     together = processes()
-    results, given = Results(folder), dict(options or {})
-    settings = {**model_settings(model), "seed": seed}
+    results = Results(folder)
+    for name, paths in _paths(tasks, methods).items():
+        given[name] = {**given.get(name, {}), "files": files_fingerprint(paths)}
+    settings = {**model_settings(model), "tokenizer": tokenizer_fingerprint(tokenizer), "seed": seed}
     overwritten = overwrite and results.begun
     if not overwritten:
         results.check(settings, given)  # before texts are prepared, which takes a while
+    before = {} if overwritten else results.harness()
+    files = standard_files(standard, list(methods), before, arguments) if standard else {}
     items = {task.name: list(task.items(model, tokenizer)) for task in tasks}
     heads = [TaskHead.of(task, items[task.name]) for task in tasks]
     if not overwritten:
         results.check(settings, given, heads)
+    here = stamp()
     together.wait()  # all have seen what was there
     if together.first:
         if overwritten:
             results.clear()
-        results.begin(settings, given, {**stamp(), "processes": together.count}, heads, list(methods))
+        results.begin(settings, given, {**here, "processes": together.count}, heads, list(methods))
     together.wait()
+    start = results.starts
     found = {(head.name, name): _finished(results, head, name) for head in heads for name in methods}
     together.wait()  # nobody adds a line while another one reads
     share = [(task, item) for task in tasks for item in items[task.name][together.rank :: together.count]]
@@ -116,7 +132,7 @@ def run_suite(
                 progress(name, number, len(pieces))
             with _seeded(f"{seed}/{task.name}/{item.name}", model):
                 record = run_item(task, method, model, tokenizer, item)
-            results.append(task.name, name, record, together.rank)
+            results.append(task.name, name, replace(record, start=start), together.rank)
         if progress is not None:
             progress(name, len(pieces), len(pieces))
         method.close(model)
@@ -125,8 +141,10 @@ def run_suite(
         record.status for head in heads for name in methods for record in results.records(head, name)
     ]
     if standard:
-        arguments = given.get("harness", {})
-        statuses += run_standard(model, tokenizer, standard, methods, results, together, arguments, progress)
+        made = {"start": start, "stamp": here}
+        statuses += run_standard(
+            model, tokenizer, standard, methods, results, together, arguments, progress, made, files
+        )
     counts = Counter(statuses)
     return Totals(counts["ok"], counts["cannot-run"], counts["failed"], together.first, together.count == 1)
 
@@ -155,24 +173,45 @@ def run_item(task: Task, method: Method, model: Any, tokenizer: Any, item: Item)
         scores = {name: float(value) for name, value in result.scores.items()}
         return record(status="ok", scores=scores, output=result.output)
     except (CannotRun, NotImplementedError) as err:
-        return record(status="cannot-run", reason=one_line(err) or "no reason was given")
+        return record(status="cannot-run", reason=one_line(err) or "no reason was given", again=may_pass(err))
     except Exception as err:
         if not out_of_memory(err):
             logger.warning("%s, %s failed: %r", task.name, item.name, err, exc_info=logger.isEnabledFor(logging.DEBUG))
             return record(status="failed", reason=f"{type(err).__name__}: {one_line(err)}")
         reason = f"out of memory: {one_line(err)}"
-    if torch.cuda.is_available():  # outside of the handler, whose traceback holds on to tensors
-        torch.cuda.empty_cache()
-    return record(status="cannot-run", reason=reason)
+    free_memory()
+    return record(status="cannot-run", reason=reason, again=True)
 
 
-def _check(tasks: Sequence[Task], standard: Sequence[str], methods: Mapping[str, Method]) -> None:
+def _paths(tasks: Sequence[Task], methods: Mapping[str, Method]) -> dict[str, list[Path]]:
+    """Files and folders that items are made of, and models of a method's own, by the names of tasks and methods."""
+    found: dict[str, list[Path]] = {}
+    for task in tasks:
+        data, sources = getattr(task, "data", None), getattr(task, "sources", None)
+        names = [sources] if isinstance(sources, (str, Path)) else list(sources or ())
+        inner = [] if data is None else [Path(data) / name for name in names if (Path(data) / name).exists()]
+        own = [Path(name) for name in names if Path(name).exists()]
+        found[task.name] = [*(inner or ([] if data is None else [Path(data)])), *own]
+    for name, method in methods.items():
+        path = getattr(method, "path", None)
+        found[name] = [Path(path)] if path is not None and Path(path).is_dir() else []
+    return {name: paths for name, paths in found.items() if paths and all(path.exists() for path in paths)}
+
+
+def _check(
+    tasks: Sequence[Task],
+    standard: Sequence[str],
+    methods: Mapping[str, Method],
+    tokenizer: Any,
+    arguments: Mapping[str, Any],
+) -> None:
     names = [task.name for task in tasks]
     count = len(tasks) + len(standard)
     if not count or not methods:
         raise ValueError(f"a suite needs tasks and methods, got {count} and {len(methods)}; name some.")
     if standard:
         check_standard(standard)
+        check_arguments(tokenizer, arguments)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"tasks must have names of their own, got {twice!r} twice; name it once.")
@@ -182,8 +221,8 @@ def _check(tasks: Sequence[Task], standard: Sequence[str], methods: Mapping[str,
 
 
 def _finished(results: Results, head: TaskHead, method: str) -> set[str]:
-    """Items that are not run again: what failed is."""
-    return {record.item for record in results.records(head, method) if record.status != "failed"}
+    """Items that are not run again."""
+    return {record.item for record in results.records(head, method) if record.finished}
 
 
 @contextmanager

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from beacon.evaluation.failures import one_line, out_of_memory
+from beacon.evaluation.failures import free_memory, may_pass, one_line, out_of_memory
 from beacon.evaluation.harness import SUITES, evaluate_tasks
-from beacon.evaluation.harness.running import _mean
-from beacon.evaluation.harness.tasks import choose, task_manager
+from beacon.evaluation.harness.running import check_data, check_settings, length_metric, suite_mean
+from beacon.evaluation.harness.tasks import choose, close_names, task_manager
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import Processes
-from beacon.evaluation.results import Results
+from beacon.evaluation.results import Results, files_fingerprint
+from beacon.evaluation.results.entries import finished, of_parts, parts
 from beacon.evaluation.suite import CannotRun
 
 logger = logging.getLogger(__name__)
 
-STOCK = "stock"
+READ_BY_METHODS = ("stock", "method", "ratios")  # arguments of `evaluate_tasks` that methods stand for
+LENGTHS: Sequence[int] = inspect.signature(evaluate_tasks).parameters["lengths"].default
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is measured at once: a task, or one length of a task that has lengths.
+
+    Args:
+        task: Its name.
+        length: In tokens; None for a task without lengths.
+        metric: What the length is called.
+    """
+
+    task: str
+    length: int | None = None
+    metric: str | None = None
+
+    def entry(self, found: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
+        """What is known of it."""
+        entry: Mapping[str, Any] | None = found.get(method, {}).get("tasks", {}).get(self.task)
+        return entry if entry is None or self.metric is None else parts(entry).get(self.metric)
+
+
+def standard_names() -> list[str]:
+    """Every suite and task.
+
+    Raises:
+        ImportError: The harness is not installed.
+    """
+    return [*SUITES, *task_manager().all_subtasks]
 
 
 def check_standard(names: Sequence[str]) -> dict[str, list[str]]:
@@ -30,6 +63,65 @@ def check_standard(names: Sequence[str]) -> dict[str, list[str]]:
     return choose(names, task_manager())
 
 
+def check_arguments(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Find out whether options are what :func:`beacon.evaluation.harness.evaluate_tasks` takes.
+
+    Raises:
+        FileNotFoundError: ``data`` is no folder.
+        ValueError: One that it does not take, or a value that it cannot have.
+    """
+    known = [
+        name
+        for name, parameter in inspect.signature(evaluate_tasks).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in READ_BY_METHODS
+    ]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"options of the harness must be among {', '.join(known)}, got {name}{close_names(name, known)}; "
+                "correct it."
+            )
+    check_settings(tokenizer, **options)
+
+
+def standard_files(
+    names: Sequence[str], methods: Sequence[str], found: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, str]:
+    """Find out whether the data of all that is left to do are at hand, and are those of what is done.
+
+    Args:
+        names: Suites and tasks.
+        methods: Names of the methods.
+        found: What was measured before.
+        options: Keyword arguments of :func:`beacon.evaluation.harness.evaluate_tasks`.
+
+    Returns:
+        Fingerprints of local files by task.
+
+    Raises:
+        FileNotFoundError: Data are missing; says what to put where.
+        ValueError: They are others than before, or cannot be read.
+    """
+    pieces = _pieces(check_standard(names), options)
+    left = dict.fromkeys(
+        piece.task for piece in pieces for method in methods if not finished(piece.entry(found, method))
+    )
+    files = check_data(
+        list(left), **{name: options[name] for name in ("data", "lengths", "num_fewshot") if name in options}
+    )
+    prints = {task: files_fingerprint(some) for task, some in files.items() if some}
+    for piece in pieces:
+        for method in methods:
+            entry = piece.entry(found, method) or {}
+            before = entry.get("files")
+            if finished(entry) and before is not None and prints.get(piece.task, before) != before:
+                raise ValueError(
+                    f"the data of {piece.task} must be those that {method} was measured with, got other files; bring "
+                    "these back, name another folder of results, or overwrite it."
+                )
+    return prints
+
+
 def run_standard(
     model: Any,
     tokenizer: Any,
@@ -39,38 +131,43 @@ def run_standard(
     together: Processes,
     options: Mapping[str, Any],
     progress: Callable[[str, int, int], None] | None = None,
+    made: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Measure standard tasks, one by one, as far as a folder does not hold them.
+    """Measure standard tasks, one by one and length by length, as far as a folder does not hold them.
 
     Args:
         model: A wrapped model.
         tokenizer: Its tokenizer.
         names: Suites and tasks.
-        methods: By the names that results go by. ``stock`` is what the harness takes it for: texts are cut to the end
-            that the native context holds.
+        methods: By the names that results go by.
         results: Where results are, or go to.
         together: The processes that share the work.
         options: Keyword arguments of :func:`beacon.evaluation.harness.evaluate_tasks`.
-        progress: Called with (what, tasks done by this process, tasks in all).
+        progress: Called with (what, pieces done by this process, pieces in all).
+        made: What is written down beside each result: of which start it is.
+        files: Fingerprints by task, from :func:`standard_files`.
 
     Returns:
-        ``ok``, ``cannot-run`` or ``failed`` for each task and method.
+        ``ok``, ``cannot-run`` or ``failed`` for each piece and method.
 
     Raises:
         FileNotFoundError: Data are missing; says what to put where.
     """
     chosen = check_standard(names)
-    tasks = list(dict.fromkeys(task for some in chosen.values() for task in some))
-    found = results.harness()
-    pieces = [(method, task) for method in methods for task in tasks if not _finished(found, method, task)]
+    pieces, found = _pieces(chosen, options), results.harness()
+    left = [(name, piece) for name in methods for piece in pieces if not finished(piece.entry(found, name))]
     together.wait()  # nobody writes while another one reads
-    mine = pieces[together.rank :: together.count]
-    for number, (name, task) in enumerate(mine):
+    mine = left[together.rank :: together.count]
+    for number, (name, piece) in enumerate(mine):
         if progress is not None:
             progress("standard tasks", number, len(mine))
-        way = {"stock": True} if name == STOCK else {"method": methods[name]}
-        measured = _measure(model, tokenizer, task, {**options, **way})
-        results.add_harness(name, {**measured, "method": name}, together.rank)
+        measured = _measure(model, tokenizer, piece, {**options, "method": methods[name]})
+        print_of_files = {"files": files[piece.task]} if files and piece.task in files else {}
+        entry = {**measured["tasks"][piece.task], **print_of_files, **(made or {})}
+        if piece.metric is not None:
+            entry = of_parts({piece.metric: {**entry, "length": piece.length}})
+        results.add_harness(name, {**measured, "tasks": {piece.task: entry}, "method": name}, together.rank)
         if name not in (following for following, _ in mine[number + 1 :]):
             methods[name].close(model)
     if progress is not None:
@@ -81,32 +178,46 @@ def run_standard(
         for method in methods:
             results.add_harness(method, {"tasks": {}, "suites": _suites(found[method]["tasks"], chosen)})
     together.wait()
-    return [found[method]["tasks"][task].get("status", "ok") for method in methods for task in tasks]
+    entries = [piece.entry(found, method) for method in methods for piece in pieces]
+    return [entry.get("status", "ok") for entry in entries if entry is not None]
 
 
-def _finished(found: Mapping[str, Any], method: str, task: str) -> bool:
-    entry = found.get(method, {}).get("tasks", {}).get(task)
-    return entry is not None and entry.get("status") != "failed"
+def _pieces(chosen: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> list[Piece]:
+    manager, pieces = task_manager(), []
+    for task in dict.fromkeys(task for some in chosen.values() for task in some):
+        for length in options.get("lengths", LENGTHS):
+            metric = length_metric(task, length, manager)
+            pieces.append(Piece(task) if metric is None else Piece(task, length, metric))
+    return list(dict.fromkeys(pieces))
 
 
-def _measure(model: Any, tokenizer: Any, task: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What ``evaluate_tasks`` returns for one task, or why there is nothing."""
+def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ``evaluate_tasks`` returns for one piece (but for suites), or why there is nothing."""
+    again: dict[str, Any] = {}
+    if piece.length is not None:
+        settings = {**settings, "lengths": [piece.length]}
     try:
-        return evaluate_tasks(model, tokenizer, [task], **settings)
+        return {**evaluate_tasks(model, tokenizer, [piece.task], **settings), "suites": {}}
     except (ImportError, FileNotFoundError):  # for the user to mend
         raise
-    except (CannotRun, NotImplementedError, ValueError) as err:  # ValueError: a tokenizer that prompts do not fit, say
-        status, reason = "cannot-run", one_line(err)
+    except (CannotRun, NotImplementedError) as err:
+        status, reason = "cannot-run", one_line(err) or "no reason was given"
+        again = {"again": True} if may_pass(err) else {}
     except Exception as err:
-        status, reason = "cannot-run" if out_of_memory(err) else "failed", f"{type(err).__name__}: {one_line(err)}"
-        logger.warning("%s failed: %r", task, err, exc_info=logger.isEnabledFor(logging.DEBUG))
-    return {"tasks": {task: {"status": status, "reason": reason, "documents": 0, "metrics": {}}}, "suites": {}}
+        status, reason = "failed", f"{type(err).__name__}: {one_line(err)}"
+        if out_of_memory(err):
+            status, reason, again = "cannot-run", f"out of memory: {one_line(err)}", {"again": True}
+        else:
+            logger.warning("%s failed: %r", piece.task, err, exc_info=logger.isEnabledFor(logging.DEBUG))
+    free_memory()
+    entry = {"status": status, "reason": reason, **again, "documents": 0, "metrics": {}}
+    return {"tasks": {piece.task: entry}, "suites": {}}
 
 
 def _suites(tasks: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Means over the suites of which every task was measured."""
     whole = {suite: names for suite, names in chosen.items() if suite and all(tasks[n]["metrics"] for n in names)}
     return {
-        suite: {**_mean([tasks[name] for name in names], SUITES[suite].weighted), "members": list(names)}
+        suite: {**suite_mean([tasks[name] for name in names], SUITES[suite].weighted), "members": list(names)}
         for suite, names in whole.items()
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ class _Truncating(Method):
     """The stock model reads what a cut leaves of texts that exceed its native context less what is to be written."""
 
     @abstractmethod
-    def cut(self, ids: torch.Tensor, limit: int) -> torch.Tensor:
-        """What is left of a text of more than ``limit`` tokens."""
+    def cut(self, model: Any, ids: torch.Tensor, limit: int, keep: int) -> torch.Tensor:
+        """What is left of a text of more than ``limit`` tokens: at most so many, the last ``keep`` among them."""
 
     def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
         return Stock().continue_text(model, self._fitting(model, ids, count), count)
@@ -48,11 +49,15 @@ class _Truncating(Method):
     def held_bytes(self, model: Any, length: int) -> int:
         return attention_bytes(model, min(length, native_context(model)))
 
-    def _fitting(self, model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
+    def _read_fitting(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None) -> Outcome:
+        text = self._fitting(model, ids, 0, keep)
+        return Outcome(Stock().read(model, text, keep, progress).logits, len(text))
+
+    def _fitting(self, model: Any, ids: torch.Tensor, count: int, keep: int = 1) -> torch.Tensor:
         native = native_context(model)
         if native - count < 2:
             raise CannotRun(f"an answer of {count} tokens leaves no room to read in a native context of {native}")
-        return ids if len(ids) <= native - count else self.cut(ids, native - count)
+        return ids if len(ids) <= native - count else self.cut(model, ids, native - count, keep)
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,22 @@ class Truncated(_Truncating):
             logits.append(Stock().read(model, block, min(step, len(ids) - first)).logits)
         return Outcome(torch.cat(logits), native)
 
-    def cut(self, ids: torch.Tensor, limit: int) -> torch.Tensor:
+    def cut(self, model: Any, ids: torch.Tensor, limit: int, keep: int) -> torch.Tensor:
         return ids[-limit:]
 
 
 @dataclass(frozen=True)
 class TruncateLeft(_Truncating):
-    """The stock model reads the last tokens, as many as its native context holds with what it writes."""
+    """The stock model reads the last tokens, as many as its native context holds with what it writes.
+
+    What opens any text stays before them: models are lost without their beginning of sequence.
+
+    Args:
+        tokenizer: The model's: a text begins with what it puts before any text, or its template before a chat. None:
+            only a beginning of sequence is known, by the model's configuration.
+    """
+
+    tokenizer: Any = field(default=None, compare=False, repr=False)
 
     name = "truncate-left"
 
@@ -108,11 +122,20 @@ class TruncateLeft(_Truncating):
         native = native_context(model)
         if keep > native:
             raise CannotRun(f"{keep} targets are more than a native context of {native} tokens")
-        text = self._fitting(model, ids, 0)
-        return Outcome(Stock().read(model, text, keep, progress).logits, len(text))
+        return self._read_fitting(model, ids, keep, progress)
 
-    def cut(self, ids: torch.Tensor, limit: int) -> torch.Tensor:
-        return ids[-limit:]
+    def cut(self, model: Any, ids: torch.Tensor, limit: int, keep: int) -> torch.Tensor:
+        kept = min(self._opening(model, ids), limit // 2, limit - keep)
+        return torch.cat([ids[:kept], ids[len(ids) - (limit - kept) :]])
+
+    def _opening(self, model: Any, ids: torch.Tensor) -> int:
+        """How many tokens at the beginning of a text open any text."""
+        from beacon.evaluation.tasks.prompts import openings  # where methods are imported too
+
+        known = [] if self.tokenizer is None else openings(self.tokenizer)
+        known += [(bos,) for bos in [getattr(model.config, "bos_token_id", None)] if bos is not None]
+        pairs = (zip(tokens, ids[: len(tokens)].tolist()) for tokens in known)
+        return max((sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], some)) for some in pairs), default=0)
 
 
 @dataclass(frozen=True)
@@ -133,9 +156,8 @@ class TruncateMiddle(_Truncating):
         native = native_context(model)
         if keep > native // 2 and len(ids) > native:
             raise CannotRun(f"{keep} targets are more than half of a native context of {native} tokens")
-        text = self._fitting(model, ids, 0)
-        return Outcome(Stock().read(model, text, keep, progress).logits, len(text))
+        return self._read_fitting(model, ids, keep, progress)
 
-    def cut(self, ids: torch.Tensor, limit: int) -> torch.Tensor:
+    def cut(self, model: Any, ids: torch.Tensor, limit: int, keep: int) -> torch.Tensor:
         half = limit // 2
         return torch.cat([ids[:half], ids[-half:]])

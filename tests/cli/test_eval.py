@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ SMALL = ["--tasks", "passkey", "--lengths", "300", "600", "--limit", "2", "--met
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
-    more = ["--ratios", "8", "--set", "passkey.depths=[0.1]", "perplexity.targets=64", "beacon:8.ratio=4"]
+    more = ["--ratios", "8", "--set", "passkey.depths=[0.1]", "perplexity.targets=64"]
     command = [*SMALL, "--tasks", "perplexity", "passkey", *more]
     assert main(["eval", *command, "--out", str(folder)]) == 0
     return folder
@@ -39,7 +40,8 @@ def test_eval_measures_and_reports(measured):
     assert summary.methods == ["truncate-left", "beacon", "beacon:8"]
     assert summary.tasks[1].keys == ("length", "depth") and summary.tasks[1].values("depth") == [0.1]
     assert summary.run["options"]["perplexity"] == {"lengths": [300, 600], "limit": 2, "targets": 64}
-    assert summary.run["options"]["beacon:8"] == {"ratio": 4}
+    assert summary.run["options"]["beacon:8"] == {}
+    assert set(summary.run["settings"]["tokenizer"]) == {"tokens", "chat_template"}
     found = summary.tasks[1].group("beacon", length=600).metrics["digits"]
     assert found.n == 2 and found.value > 0.5
     assert (measured / "report.html").read_text().startswith("<!doctype html>")
@@ -98,6 +100,11 @@ def test_another_run_is_refused_or_overwrites(tmp_path, monkeypatch, capsys):
         (["--set", "topics.topics=3"], "--set must name a task or method of this run"),
         (["--set", "passkey.wording=prose"], "options of the task passkey must be among"),
         (["--set", "stock.ratio=8"], "stock takes no option, got ratio"),
+        (["--methods", "beacon:8", "--set", "beacon:8.ratio=4"], "must not give what a method's name says"),
+        (["--methods", "beacon:8", "--set", "beacon.ratio=4"], "must not give what a method's name says"),
+        (["--methods", "beacon:adaptive", "--set", "beacon.policy=random"], "beacon takes one policy, got adaptive"),
+        (["--methods", "pi:abc"], "pi takes a number, got 'abc'; as in pi:8."),
+        (["--methods", "fine-tuned:/no/such"], "must name a model's folder or hub id, got '/no/such'"),
         (["--device", "nowhere"], "device must be one that PyTorch finds"),
         (["--model", "/no/such/model"], "no such folder: /no/such/model"),
         (["--out", __file__], "results need a folder, got the file"),
@@ -143,6 +150,43 @@ def test_standard_tasks_go_into_the_same_report(tmp_path, capsys):
     assert "hf download openai/gsm8k" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["--tasks", "niah_singel_2"], "got niah_singel_2 (did you mean niah_single_2"),
+        (["--tasks", "arc", "--set", "harness.chat_template=true"], "the chat template needs a tokenizer that has one"),
+        (["--tasks", "arc", "--set", "harness.chat_templat=true"], "got chat_templat (did you mean chat_template?)"),
+        (["--tasks", "arc", "--set", "harness.stock=true"], "options of the harness must be among data, limit"),
+        (["--tasks", "arc", "--limit", "0"], "limit must be a number of documents, got 0"),
+        (["--tasks", "babilong", "--lengths", "1500"], "BABILong has lengths of whole thousands of tokens, got 1500"),
+        (["--tasks", "passkey", "gsm8k", "--set", "harness.data=DATA"], "hf download openai/gsm8k"),
+    ],
+)
+def test_mistakes_with_standard_tasks_are_told_before_anything_runs(command, words, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(PasskeyTask, "run", lambda *_: pytest.fail("it began"))
+    write_arc(tmp_path / "data")
+    command = [word.replace("DATA", str(tmp_path / "data")) for word in command]
+    if "harness.data" not in "".join(command):
+        command += ["--data", str(tmp_path / "data")]
+    assert main(["eval", *command, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_method_cannot_change_on_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(PasskeyTask, "run", lambda *_: Result({"found": 1.0, "digits": 1.0}))
+    command = ["eval", *SMALL, "--methods", "sliding-window", "sliding-window:128", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main([*command, "--set", "sliding-window.window=64"]) == 2
+    assert "sliding-window.window absent (now 64)" in capsys.readouterr().err
+    more = ["--set", "sliding-window.window=64", "sliding-window.sinks=2"]
+    assert main([*command, *more, "--overwrite"]) == 0
+    options = Results(tmp_path).run["options"]
+    assert options["sliding-window"] == {"window": 64, "sinks": 2} and options["sliding-window:128"] == {"sinks": 2}
+
+
 def test_bench_compares(measured, tmp_path, monkeypatch, capsys):
     assert main(["bench", str(measured), str(measured)]) == 0
     printed = capsys.readouterr().out
@@ -152,14 +196,23 @@ def test_bench_compares(measured, tmp_path, monkeypatch, capsys):
     command = ["eval", "--tasks", "passkey", "--lengths", "300", "600", "--methods", "beacon", "--out"]
     assert main([*command, str(tmp_path / "a")]) == 0
     right = 0.0
-    assert main([*command, str(tmp_path / "b"), "--seed", "1"]) == 0
+    assert main([*command, str(tmp_path / "b")]) == 0
+    assert main([*command, str(tmp_path / "c"), "--seed", "1"]) == 0
     capsys.readouterr()
     assert main(["bench", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     printed = capsys.readouterr().out
-    assert "WORSE" in printed and "2 worse" in printed and "settings differ: seed 0 (now 1)" in printed
-    assert "length 300" in printed  # places that moved
+    assert "WORSE" in printed and "(worse)" in printed and "of which 1 decide: 0 better, 1 worse" in printed
+    assert "20*" in printed and "length 300" in printed  # judged by items; places that moved
     assert main(["bench", str(tmp_path / "b"), str(tmp_path / "a")]) == 0
-    assert "2 better" in capsys.readouterr().out
+    assert "1 better" in capsys.readouterr().out
+    assert main(["bench", str(tmp_path / "a"), str(tmp_path / "c")]) == 0
+    printed = capsys.readouterr().out
+    assert "settings differ: seed 0 (now 1)" in printed and "do not decide): passkey.seed 0 (now 1)" in printed
+    shutil.copytree(tmp_path / "a", tmp_path / "d")
+    (tmp_path / "d" / "passkey" / "beacon.jsonl").unlink()
+    assert main(["bench", str(tmp_path / "a"), str(tmp_path / "d")]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "items not measured in both" in printed and "0 worse, 20 items lost" in printed
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,7 @@ def test_truncation_keeps_what_it_says(model, ids, questions, length) -> None:
         expected = [generated(tiny_llama(), text) for text in read]
         assert method.answers(model, ids[:length], questions, NEW) == expected
         assert_shared_as_alone(method, model, ids[:length], questions)
-        first = generated(tiny_llama(), read[0], min_new_tokens=NEW, eos_token_id=0)  # never the end token
-        assert method.continue_text(model, texts[0], NEW) == first
+        assert method.continue_text(model, texts[0], NEW) == expected[0]
 
 
 def test_truncation_reads_targets_where_they_are(model, ids) -> None:
@@ -106,6 +105,54 @@ def test_truncation_reads_targets_where_they_are(model, ids) -> None:
     assert torch.equal(outcome.logits, both.logits) and outcome.entries == NATIVE
     assert torch.equal(TruncateMiddle().read(model, ids[:40], 40).logits, Stock().read(model, ids[:40], 40).logits)
     assert measure_perplexity(model, [ids], 150, 30, TruncateMiddle()).entries == NATIVE
+
+
+def test_truncation_keeps_what_opens_a_text(ids) -> None:
+    class Opening:
+        """Puts two tokens before a text, and six before what a user says."""
+
+        chat_template = "{{ messages }}"
+
+        def __call__(self, text, add_special_tokens=True, **kwargs):
+            return {"input_ids": [0, 61, *map(ord, text)] if add_special_tokens else [*map(ord, text)]}
+
+        def apply_chat_template(self, talk, **kwargs):
+            return "\x00=+-*/" + "|".join(turn["content"] for turn in talk) + "|"
+
+    body = ids.clamp(min=1)  # 0 is the beginning of sequence
+    model = beacon.wrap(tiny_llama(eos_token_id=63), beacon.BeaconConfig(window=16, ratios=(2, 4), reserve=8))
+    known, alone = TruncateLeft(Opening()), TruncateLeft()
+    assert known == alone
+    for method, before in (
+        (alone, [0]),
+        (alone, []),
+        (known, [0]),
+        (known, [0, 61]),
+        (known, [0, *map(ord, "=+-*/")]),
+    ):
+        text = torch.cat([torch.tensor(before, dtype=torch.int64), body])
+        fits = torch.cat([text[: len(before)], text[-(NATIVE - NEW - len(before)) :]])
+        assert method.answers(model, text[:-3], [text[-3:]], NEW) == Stock().answers(model, [], [fits], NEW)
+        assert method.continue_text(model, text, NEW) == Stock().continue_text(model, fits, NEW)
+        fits = torch.cat([text[: len(before)], text[-(NATIVE - len(before)) :]])
+        outcome = method.read(model, text, 20)
+        assert outcome.entries == NATIVE and torch.equal(outcome.logits, Stock().read(model, fits, 20).logits)
+        targets = method.read(model, text, NATIVE - 1).logits  # they go before what opens the text
+        fits = torch.cat([text[: min(len(before), 1)], text[-(NATIVE - min(len(before), 1)) :]])
+        assert torch.equal(targets, Stock().read(model, fits, NATIVE - 1).logits)
+    loss = measure_perplexity(model, [torch.cat([torch.tensor([0]), body])], 151, 20, alone).loss
+    fits = torch.cat([torch.tensor([0]), body[-NATIVE:]])
+    assert loss == pytest.approx(measure_perplexity(model, [fits], NATIVE + 1, 20, Stock()).loss)
+
+
+def test_an_opening_that_fills_the_context_is_cut_too(model) -> None:
+    class Wordy:
+        def __call__(self, text, add_special_tokens=True, **kwargs):
+            return {"input_ids": [7] * 100 * add_special_tokens + [*map(ord, text)]}
+
+    text = torch.cat([torch.full((100,), 7), torch.arange(60)])
+    fits = torch.cat([text[: NATIVE // 2], text[-(NATIVE // 2) :]])
+    assert torch.equal(TruncateLeft(Wordy()).read(model, text, 5).logits, Stock().read(model, fits, 5).logits)
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
@@ -216,6 +263,18 @@ def test_a_fine_tuned_model_reads_by_itself(model, ids, questions, tmp_path, mon
     assert method.answers(model, ids, questions[:1], NEW) == expected[:1] and len(loads) == 2
 
 
+def test_a_fine_tuned_model_ends_as_it_learned_to(model, ids, questions, tmp_path) -> None:
+    other, question = tiny_llama(), questions[:1]
+    (whole,) = Stock().answers(other, ids, question, 12)
+    at = next(number for number in range(2, 12) if whole[number] not in whole[:number])
+    other.generation_config.eos_token_id = [62, whole[at]]
+    other.save_pretrained(tmp_path / "turn")
+    method = FineTuned(tmp_path / "turn")
+    assert method.answers(model, ids, question, 12, [63]) == [whole[:at]]
+    assert method.answers(model, ids, question, 12, [63, whole[1]]) == [whole[: whole.index(whole[1])]]
+    assert method.answers(model, ids, question, 12) == [whole]  # nothing is to end it
+
+
 def test_a_fine_tuned_model_that_does_not_fit(model, ids, tmp_path) -> None:
     with pytest.raises(CannotRun, match="nowhere cannot be loaded"):
         FineTuned(tmp_path / "nowhere").read(model, ids, 5)
@@ -244,6 +303,28 @@ def test_answers_end(model, ids, method) -> None:
             == whole[: min(whole.index(t) for t in {end, 63} & {*whole})]
         )
     assert method.answers(model, ids, [question], 0) == [[]] and method.answers(model, ids, [], 8) == []
+
+
+PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "eos_token_id": [1, 2], "suppress_tokens": [3]}
+
+
+def test_no_method_obeys_the_settings_of_the_checkpoint(ids, tmp_path) -> None:
+    model = beacon.wrap(tiny_llama(), beacon.BeaconConfig(window=64, ratios=(2, 4), reserve=8))
+    text, count = ids[:30], 30
+    expected = generated(tiny_llama(), text, count)
+    for name, value in PENALTIES.items():
+        setattr(model.generation_config, name, value)
+    own = model.generation_config
+    obeyed = model.generate(text[None], max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert obeyed[0, len(text) :].tolist() != expected  # the settings would show
+    tiny_llama().save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    same = [Stock(), Beacon(), Beacon(0), TruncateLeft(), TruncateMiddle(), Truncated(), SlidingWindow(NATIVE - 4)]
+    same += [*(RopeScaled(kind) for kind in ROPE), FineTuned(tmp_path)]  # as long as all of it fits
+    for method in same:
+        assert method.continue_text(model, text, count) == expected, method.name
+        assert method.answers(model, text[:-3], [text[-3:]], count) == [expected], method.name
+    assert model.generation_config is own and own.repetition_penalty == 1.3
 
 
 @pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
@@ -360,7 +441,9 @@ def test_methods_by_name(model, name, options, expected) -> None:
     assert METHODS[kind] and method_form(kind).startswith(kind)
 
 
-def test_a_path_may_have_colons(model) -> None:
+def test_a_path_may_have_colons(model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "C:" / "models" / "long").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert make_method("fine-tuned:C:/models/long", model).path == "C:/models/long"
     assert make_method("fine-tuned", model, path="owner/long").path == "owner/long"
     assert method_form("fine-tuned") == "fine-tuned:PATH" and method_form("beacon") == "beacon[:RATIO|POLICY]"

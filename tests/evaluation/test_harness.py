@@ -301,6 +301,20 @@ def test_every_end_token_ends_an_answer(model, tokenizer, monkeypatch) -> None:
     assert set(stock.ends) == set(lm.ends)
 
 
+def test_the_checkpoint_has_no_say_in_how_tokens_are_chosen(model, tokenizer) -> None:
+    text, settings = words(20), {"max_gen_toks": 24}
+    ways = [{}, {"ratios": 0}, {"stock": True}, {"method": "stock"}, {"method": "truncate-left"}, {"method": "pi"}]
+    expected = [generate(make(model, tokenizer, **way), text, **settings) for way in ways]
+    assert all(answer == expected[1] for answer in expected[1:])  # they read the same
+    own = model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 1.3, 2, [5]
+    own.do_sample, own.temperature = True, 5.0
+    assert [generate(make(model, tokenizer, **way), text, **settings) for way in ways] == expected
+    for way in ways[1:3]:  # what a task sets is obeyed
+        assert generate(make(model, tokenizer, **way), text, repetition_penalty=1.3, **settings) != expected[1]
+    assert model.generation_config is own
+
+
 def test_the_chat_template_says_what_ends_a_turn(model, tokenizer) -> None:
     tokenizer.add_tokens("<|end|>", special_tokens=True)
     assert answers.end_of_turn(tokenizer) is None

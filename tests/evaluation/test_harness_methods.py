@@ -98,6 +98,20 @@ def test_greedy_continuations_are_told_from_others(model, tokenizer) -> None:
     assert [flag for _, flag in scored] == [True, False, True] and scored[2][0] == 0.0
 
 
+def test_the_baseline_stock_reads_everything(model, tokenizer) -> None:
+    """As in tasks of our own; ``stock=True`` is the harness's way, which cuts."""
+    baseline, cut = make(model, tokenizer, "stock"), beacon_lm()(model, tokenizer=copy.deepcopy(tokenizer), stock=True)
+    context = long_text(60)
+    ids = tokenizer(context).input_ids
+    assert len(ids) > NATIVE and baseline.max_length > NATIVE == cut.max_length
+    pair, asked = requests((context, " return value")), requests((context, {"until": [], "max_gen_toks": 8}))
+    assert baseline.loglikelihood(pair, disable_tqdm=True) != cut.loglikelihood(pair, disable_tqdm=True)
+    (tokens,) = Stock().answers(model, [], [ids], 8, baseline.ends)
+    (end,) = Stock().answers(model, [], [ids[-(NATIVE - 8) :]], 8, baseline.ends)
+    assert baseline.generate_until(asked, disable_tqdm=True) == [tokenizer.decode(tokens)]
+    assert cut.generate_until(asked, disable_tqdm=True) == [tokenizer.decode(end)] != [tokenizer.decode(tokens)]
+
+
 def likeliest(model, context) -> list[int]:
     """What the stock model finds likeliest token by token after the last tokens that fit."""
     answer: list[int] = []
@@ -152,11 +166,14 @@ def test_answers_are_those_of_the_method(model, tokenizer, name) -> None:
     assert cut == [text.split(stop)[0]]
 
 
-@pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 1.0}, {"num_beams": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": True, "temperature": 1.0}, {"num_beams": 2}, {"repetition_penalty": 1.3}]
+)
 def test_answers_are_greedy(model, tokenizer, settings) -> None:
-    lm = make(model, tokenizer, "yarn")
-    with pytest.raises(NotImplementedError, match="YaRN answers greedily, got do_sample="):
-        lm.generate_until(requests(("def", {"until": [], "max_gen_toks": 3, **settings})), disable_tqdm=True)
+    lm, neutral = make(model, tokenizer, "yarn"), {"until": [], "max_gen_toks": 3, "num_beams": 1, "top_p": 1.0}
+    with pytest.raises(NotImplementedError, match=f"YaRN answers greedily, got {next(iter(settings))}="):
+        lm.generate_until(requests(("def", {**neutral, **settings})), disable_tqdm=True)
+    assert len(lm.generate_until(requests(("def", neutral)), disable_tqdm=True)) == 1
 
 
 # -- tasks -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import beacon
 from beacon.evaluation.harness import SUITES, evaluate_tasks
 from beacon.evaluation.harness.babilong import length_name
 from beacon.evaluation.harness.local_data import split_files
-from beacon.evaluation.harness.ruler import NEEDLES, punkt_found, ruler_overrides
+from beacon.evaluation.harness.ruler import NEEDLES, PromptsDoNotFit, punkt_found, ruler_overrides
+from beacon.evaluation.harness.running import check_data, length_metric
 from beacon.evaluation.harness.tasks import choose, suite_of, task_manager
 from tests.evaluation.tiny import tiny_llama
 
@@ -380,7 +381,7 @@ def test_ruler_names_the_splitter_it_lacks(model, tokenizer, tmp_path, monkeypat
 
 @pytest.mark.parametrize("task", ["ruler_vt", "ruler_cwe"])
 def test_ruler_refuses_what_would_never_fit(model, tokenizer, tmp_path, task) -> None:
-    with pytest.raises(ValueError, match=f"{task} must fit its smallest prompt, got"):
+    with pytest.raises(PromptsDoNotFit, match=f"{task} must fit its smallest prompt, got"):
         run(model, tokenizer, task, data=tmp_path, lengths=[300])
 
 
@@ -403,6 +404,27 @@ def test_without_a_folder_the_hub_is_asked_and_its_absence_named(model, tokenize
         FileNotFoundError, match=r"data of arc_easy must be at hand, got: .* Pass data=FOLDER .*ai2_arc"
     ):
         run(model, tokenizer, "arc_easy")
+
+
+def test_data_are_looked_at_beforehand(tokenizer, tmp_path, manager) -> None:
+    write_arc(tmp_path)
+    write_ruler(tmp_path)
+    write(tmp_path / "babilong" / "1k" / "qa1.jsonl", [])
+    names = ["arc_easy", "niah_single_2", "ruler_vt", "ruler_qa_squad", "babilong_qa1"]
+    found = check_data(names, data=tmp_path, lengths=[1024])
+    shown = {name: [file.relative_to(tmp_path).as_posix() for file in files] for name, files in found.items()}
+    assert shown == {
+        "arc_easy": ["ai2_arc/ARC-Easy/test.jsonl"],
+        "niah_single_2": ["paul_graham_essays/train.jsonl"],
+        "ruler_vt": [],
+        "ruler_qa_squad": ["squad/dev-v2.0.json"],
+        "babilong_qa1": ["babilong/1k/qa1.jsonl"],
+    }
+    with pytest.raises(FileNotFoundError, match="babilong_qa1 needs the split qa1"):
+        check_data(["arc_easy", "babilong_qa1"], data=tmp_path, lengths=[1024, 4096])
+    with pytest.raises(FileNotFoundError, match=r"data of arc_easy must be at hand, got: .* Pass data=FOLDER"):
+        check_data(["arc_easy"])
+    assert [length_metric(name, 4096, manager) for name in names] == [None, "4096", "4096", "4096", "4k"]
 
 
 def test_files_of_two_kinds_are_refused(model, tokenizer, tmp_path) -> None:
@@ -477,6 +499,10 @@ def test_model_and_tokenizer_stay_as_they_were(model, tokenizer, tmp_path) -> No
         ({"limit": 0}, "limit must be a number of documents, got 0"),
         ({"limit": 0.5}, "limit must be a number of documents, got 0.5"),
         ({"lengths": []}, r"lengths must be numbers of tokens, got \[\]"),
+        ({"lengths": 4096}, "lengths must be numbers of tokens, got 4096"),
+        ({"num_fewshot": -1}, "num_fewshot must be a whole number of at least 0, got -1"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
+        ({"chat_template": "yes"}, "chat_template must be true or false, got 'yes'"),
     ],
 )
 def test_bad_settings_are_named(model, tokenizer, settings, words) -> None:

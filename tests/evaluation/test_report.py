@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from beacon.evaluation.report import compare, estimate, paired, summarise, write_report
+from beacon.evaluation.report.clusters import cluster
 from beacon.evaluation.report.looks import look, number
 from beacon.evaluation.report.statistics import holm, normal
-from beacon.evaluation.report.tables import Cell, Table, every_place, markdown, matrix, problems, standard
+from beacon.evaluation.report.summary import Summary, TaskSummary
+from beacon.evaluation.report.tables import Cell, Table, conditions, every_place, markdown, matrix, problems, standard
 from beacon.evaluation.results import Record, Results, TaskHead
 from beacon.evaluation.running import run_suite
 from tests.evaluation.browser import find_browser, look_at
@@ -130,8 +132,68 @@ def test_holm_keeps_order_and_is_no_smaller(probabilities):
 
 
 def test_normal():
-    assert normal(0.5, 0.5 + 1.959964 * 0.1, 0.1, 9).p == pytest.approx(0.05, abs=1e-6)
-    assert normal(0.5, 0.7, None, 9).p == 1
+    assert normal(0.5, 0.5 + 1.959964 * 0.1, 0.1, (9, 9)).p == pytest.approx(0.05, abs=1e-6)
+    assert normal(20.0, 30.0, None, (9, 9)).p == 1  # no shares, so nothing tells how sure they are
+
+
+@pytest.mark.parametrize("error", [0.0, None])
+def test_shares_without_an_error_have_that_of_both_together(error):
+    assert 2 / math.comb(40, 20) <= normal(1.0, 0.0, error, (20, 20)).p < 1e-9  # no less than Fisher's exact test
+    assert normal(1.0, 0.0, error, (4, 4)).p == 2 / math.comb(8, 4)
+    found = normal(0.9, 0.6, error, (100, 300))
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * math.sqrt(0.675 * 0.325 * (1 / 100 + 1 / 300)))
+    assert normal(1.0, 0.0, error, (1, 1)).p == 1 and normal(1.0, 0.0, error, (3, 3)).p > 0.05
+    assert normal(1.0, 1.0, error, (20, 20)).p == 1 and normal(1.0, 0.0, error, (0, 20)).p == 1
+
+
+def test_clusters_are_what_items_have_in_common():
+    assert cluster("book, document 3, length 4096", {"length": 4096, "source": "book"}) == "book, document 3"
+    assert cluster("length 8, depth 0.05, sample 1", {"length": 8, "depth": 0.05}) == "sample 1"
+    assert cluster("length 8, turn 2, sample 0", {"length": 8, "turn": 2}) == "sample 0"
+    assert cluster("length 8, topics 8, asked 4, sample 0", {"length": 8, "topics": 8, "asked": 4}) == (
+        "topics 8, sample 0"
+    )
+    assert cluster("qa, context 2", {"task": "qa"}) == "qa, context 2"
+    assert cluster("length 8", {"length": 8}) == "length 8"  # nothing else names it
+
+
+def test_items_of_one_document_are_no_more_sure_than_one():
+    import numpy as np
+
+    random, documents = np.random.default_rng(3), np.repeat(np.arange(8), 3)
+    draws = [
+        math.sqrt(0.95) * random.normal(size=8)[documents] + math.sqrt(0.05) * random.normal(size=24)
+        for _ in range(200)
+    ]
+    names = [cluster(f"book, document {at}, length {n}", {"length": n}) for at in range(8) for n in (8, 16, 32)]
+    false = sum(paired([0.0] * 24, list(draw), clusters=names).p < 0.05 for draw in draws)
+    assert 0 < false < 0.15 * 200
+    assert sum(paired([0.0] * 24, list(draw)).p < 0.05 for draw in draws) > 0.25 * 200  # as if independent
+    found = [estimate(list(draw), clusters=names) for draw in draws]
+    assert sum(one.low <= 0 <= one.high for one in found) > 0.85 * 200
+    assert all(one.n == 24 for one in found)
+
+
+def test_clusters_of_different_sizes():
+    values, names = [1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"]
+    found = estimate(values, clusters=names)
+    assert found.value == 2 and (found.low, found.high) == (1, 5)
+    assert estimate(values, clusters=["a"] * 4).low is None
+    assert paired([0.0] * 4, values, clusters=names).p == 0.5  # the sign test's, of two
+    assert paired([0.0] * 20, [1.0] * 20, clusters=[at % 5 for at in range(20)]).p == 0.0625
+    assert paired([1.0] * 4, [math.inf] * 4, clusters=names).p == 0.5
+
+
+@pytest.mark.parametrize("count, t, p", [(6, 2.5706, 0.05), (7, 2.4469, 0.05), (8, 5.4079, 0.001), (41, 2.7045, 0.01)])
+def test_few_clusters_need_as_much_as_students_t(count, t, p):
+    import numpy as np
+
+    from beacon.evaluation.report.statistics import _student
+
+    numbers = np.random.default_rng(0).normal(size=count)
+    numbers = (numbers - numbers.mean()) / numbers.std(ddof=1) * math.sqrt(count) + t
+    assert _student(numbers, np.ones(count)) == pytest.approx(p, rel=1e-3)
+    assert paired([0.0] * count, list(numbers)).p >= p * 0.999
 
 
 @settings(max_examples=30, deadline=None)
@@ -203,6 +265,18 @@ def test_words_part_a_task_or_name_columns(tmp_path):
     assert matrix(summary.parts[0], "accuracy").head == ("method", "vt", "qa", "all")
     assert {file.name for file in write_report(tmp_path / "b")} >= {"needle.png"}
     assert {file.name for file in write_report(tmp_path / "a")} >= {"needle%2C%20books.png", "needle%2C%20code.png"}
+
+
+def test_conditions_are_those_of_all_starts(tmp_path):
+    summary = summarise(made(tmp_path, {"beacon": [("a", {"length": 4}, 1.0)]}))
+    start = json.loads(json.dumps(summary.run["starts"][0]))
+    start["versions"]["torch"], start["machine"]["gpu"], start["machine"]["gpus"] = "3", "H200", 8
+    table = conditions(Summary({**summary.run, "starts": [*summary.run["starts"] * 2, start]}, [], {}))
+    rows = {row[0].text: row[1].text for row in table.rows}
+    assert rows["machine"] == "some, 1 threads, 1 processes; 8 × H200, 1 threads, 1 processes"
+    assert rows["versions"] == "torch 2; torch 3" and rows["commit"] == "000000000000 with changes"
+    assert table.note.startswith("Starts differ in machine and versions")
+    assert conditions(summary).note == ""
 
 
 def test_markdown_escapes(folder):
@@ -394,15 +468,169 @@ def test_a_real_change_is_found_among_fakes(folder, tmp_path):
         (m, s): -(m == "beacon") for m in ("stock", "sliding-window", "beacon") for s in ("accuracy", "f1")
     }
     assert found.only == ["needle, beacon:8: in the first only"]
+    assert [(loss.method, loss.lost) for loss in found.losses] == [("beacon:8", 90)]
+    assert [change.metric for change in found.overall if change.decides] == ["accuracy"] * 3
 
 
 def test_standard_tasks_are_compared_by_their_errors(folder, tmp_path):
     before = summarise(Results(folder))
     changed = json.loads(json.dumps(before.harness))
     changed["beacon"]["suites"]["arc"]["metrics"]["acc"]["value"] = 0.3
-    after = type(before)(before.run, [], changed)
+    after = type(before)(before.run, before.tasks, changed)
     found = compare(before, after)
     assert [(change.task, change.metric, change.moved) for change in found.overall if change.moved] == [
         ("arc", "acc", -1)
     ]
     assert found.regressed
+
+
+def test_standard_tasks_that_were_all_right_and_are_all_wrong(folder):
+    before = summarise(Results(folder))
+    sides = []
+    for value in (1.0, 0.0):
+        harness = json.loads(json.dumps(before.harness))
+        harness["stock"]["tasks"]["arc_easy"]["metrics"]["acc"] = {"value": value, "stderr": 0.0}
+        sides.append(Summary(before.run, before.tasks, harness))
+    found = compare(*sides)
+    assert [(change.task, change.method) for change in found.worse] == [("arc_easy", "stock")] and found.regressed
+    assert compare(*reversed(sides)).better and not compare(*reversed(sides)).regressed
+
+
+def test_standard_tasks_that_vanish_are_a_regression(folder):
+    before = summarise(Results(folder))
+
+    def after(change: Any) -> Any:
+        harness = json.loads(json.dumps(before.harness))
+        change(harness)
+        found = compare(before, Summary(before.run, before.tasks, harness))
+        assert found.regressed
+        return [(loss.task, loss.method, loss.lost, loss.reason) for loss in found.losses]
+
+    failed = {"metrics": {}, "documents": 0, "status": "failed", "reason": "KeyError: oops"}
+    told = after(lambda harness: harness["beacon"]["tasks"].update(arc_easy=failed))
+    assert told == [("arc_easy", "beacon", 9, "KeyError: oops")]
+    assert after(lambda harness: harness["stock"]["tasks"].clear()) == [
+        ("arc_easy", "stock", 9, "the second folder has no such task")
+    ]
+    assert after(lambda harness: harness.pop("stock")) == [
+        ("arc_easy", "stock", 9, "the second folder has no such method")
+    ]
+    told = after(lambda harness: harness["stock"]["tasks"]["arc_easy"].update(documents=4))
+    assert told == [("arc_easy", "stock", 5, "the second folder has fewer documents")]
+
+
+def test_what_vanishes_is_a_regression(tmp_path):
+    both = {"beacon": series([1.0] * 3), "stock": series([1.0] * 3)}
+    before = summarise(made(tmp_path / "before", both))
+    only = compare(before, summarise(made(tmp_path / "method", {"beacon": both["beacon"]})))
+    assert only.regressed and [(loss.method, loss.lost) for loss in only.losses] == [("stock", 3)]
+    fewer = compare(before, summarise(made(tmp_path / "items", {name: rows[:2] for name, rows in both.items()})))
+    assert fewer.regressed and [(loss.method, loss.lost) for loss in fewer.losses] == [("beacon", 1), ("stock", 1)]
+    assert fewer.losses[0].reason == "not among the items of the second folder"
+    (task,) = before.tasks
+    other = TaskSummary(TaskHead("passkey", task.head.metrics, task.head.items), task.records)
+    gone = compare(Summary(before.run, [task, other], {}), before)
+    assert gone.regressed and [(loss.task, loss.lost) for loss in gone.losses] == [("passkey", 3)] * 2
+    assert not compare(before, Summary(before.run, [task, other], {})).regressed
+    infinite = compared(tmp_path / "inf", series([9.0] * 3), series([9.0, 9.0, math.inf]), {"perplexity": False})
+    assert infinite.regressed and infinite.losses[0].reason == "perplexity inf"
+
+
+COSTS = ("read_seconds", "read_tokens_per_second", "first_token_seconds", "decode_tokens_per_second", "cache_bytes")
+METHODS = ("stock", "truncate-left", "sliding-window", "beacon", "beacon:8")  # those of `beacon eval`
+GRID = [
+    (length, sample, depth) for length in (1024, 4096) for sample in (0, 1) for depth in (0.05, 0.25, 0.5, 0.75, 0.95)
+]
+
+
+def usual(run: Any, needle: Any = lambda at: 1.0, perplexity: Any = lambda document: 1.0) -> Summary:
+    """What `beacon eval` makes: its tasks, methods and items. Those given are of the method beacon."""
+    import random
+
+    found = []
+    hidden = [(f"length {n}, depth {d}, sample {s}", {"length": n, "depth": d}) for n, s, d in GRID]
+    texts = [
+        (f"python-library, document {at}, length {n}", {"length": n, "source": "python-library"})
+        for at in range(8)
+        for n in (1024, 4096)
+    ]
+    lengths = [(f"length {n}, sample 0", {"length": n}) for n in (1024, 4096)]
+    for name, metrics, items in (
+        ("perplexity", {"perplexity": False, "nll": False}, texts),
+        ("passkey", {"found": True, "digits": True}, hidden),
+        ("needle", {"found": True}, hidden),
+        ("cost", {metric: "per" in metric for metric in (*COSTS, "peak_bytes")}, lengths),
+    ):
+        records = {}
+        for method in METHODS:
+            drawn = random.Random(f"{name}, {method}")
+            records[method] = []
+            for at, (item, place) in enumerate(items):
+                value = needle(at) if (name, method) == ("needle", "beacon") else 1.0
+                if name == "perplexity":
+                    value = 9 * (perplexity(at // 2) if method == "beacon" else 1.0) * drawn.uniform(0.8, 1.2)
+                scores = {metric: math.log(value) if metric == "nll" else value for metric in metrics}
+                records[method].append(Record(item=item, place=place, status="ok", scores=scores))
+        found.append(TaskSummary(TaskHead(name, metrics, tuple(items)), records))
+    return Summary(run, found, {})
+
+
+RUN = {"settings": {}, "methods": list(METHODS), "starts": []}
+
+
+@pytest.mark.parametrize(
+    "falls", [lambda at: at % 2 == 0, lambda at: at >= 10, lambda at: GRID[at][2] < 0.25 or at % 10 in (1, 2, 8)]
+)
+def test_a_large_fall_is_found_in_a_table_of_the_usual_size(falls):
+    before, after = usual(RUN), usual(RUN, needle=lambda at: float(not falls(at)))
+    found = compare(before, after)
+    assert len(found.overall) == 55
+    decides = {(change.task, change.metric) for change in found.overall if change.decides}
+    assert decides == {("perplexity", "perplexity"), ("passkey", "found"), ("needle", "found")}
+    (worse,) = found.worse
+    assert (worse.task, worse.method, worse.by_items) == ("needle", "beacon", True) and found.regressed
+    assert worse.difference.after == 0.5 and worse.difference.clusters == 2
+    assert not compare(after, before).regressed and compare(after, before).better
+
+
+def test_a_fall_on_one_text_of_two_is_not_sure():
+    found = compare(usual(RUN), usual(RUN, needle=lambda at: float(GRID[at][1])))
+    assert [change.difference.after for change in found.overall if change.task == "needle"].count(0.5) == 1
+    assert not found.regressed
+
+
+def test_a_perplexity_that_rises_is_found_in_a_table_of_the_usual_size():
+    before = usual(RUN)
+    found = compare(before, usual(RUN, perplexity=lambda document: 1.3 + 0.05 * document))
+    assert [(change.task, change.metric, change.method) for change in found.worse] == [
+        ("perplexity", "perplexity", "beacon")
+    ]
+    assert [change.moved for change in found.overall if change.metric == "nll"] == [0, 0, 0, -1, 0]  # told, uncounted
+    assert not compare(before, usual(RUN, perplexity=lambda document: 1.3 if document == 4 else 1.0)).regressed
+
+
+def test_tasks_of_other_options_do_not_decide():
+    before, after = usual(RUN), usual(RUN, needle=lambda at: 0.0)
+    sides = []
+    for summary, samples, ratio in ((before, 2, 4), (after, 3, 4)):
+        options = {
+            "needle": {"samples": samples},
+            "passkey": {},
+            "beacon:8": {"ratio": ratio},
+            "topics": {"n": samples},
+        }
+        sides.append(Summary({**RUN, "options": options}, summary.tasks, {}))
+    found = compare(*sides)
+    assert found.options == ["needle.samples 2 (now 3)"] and not found.regressed  # no topics were measured
+    assert [change.moved for change in found.overall if change.task == "needle"] == [0, 0, 0, -1, 0]
+    assert {change.task for change in found.overall if change.decides} == {"perplexity", "passkey"}
+    more = compare(sides[0], Summary({**RUN, "options": {"beacon:8": {"ratio": 8}}}, after.tasks, {}))
+    assert more.options == ["beacon:8.ratio 4 (now 8)", "needle.samples 2 (now absent)"]
+
+
+def test_standard_tasks_of_other_options_do_not_decide(folder):
+    before = summarise(Results(folder))
+    harness = json.loads(json.dumps(before.harness))
+    harness["beacon"]["suites"]["arc"]["metrics"]["acc"]["value"] = 0.3
+    found = compare(before, Summary({**before.run, "options": {"harness": {"num_fewshot": 5}}}, before.tasks, harness))
+    assert "harness.num_fewshot absent (now 5)" in found.options and not found.worse

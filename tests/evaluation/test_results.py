@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,13 @@ from beacon.evaluation.results import (
     TaskHead,
     append_record,
     best_records,
+    files_fingerprint,
     model_fingerprint,
     read_records,
     stamp,
+    tokenizer_fingerprint,
 )
+from beacon.evaluation.results.entries import added, better, finished, of_parts, parts
 from tests.evaluation.fake_suite import FakeNeedle, fake_model
 
 HEAD = TaskHead("needle", {"accuracy": True}, (("a", {"length": 1}), ("b", {"length": 2})))
@@ -134,6 +139,43 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         results.check(SETTINGS, {}, [other])
 
 
+def test_options_of_methods_are_compared_where_only_one_side_names_them(tmp_path):
+    results = begun(tmp_path)  # beacon:8, without options
+    with pytest.raises(ValueError, match=r"same options, got beacon:8\.window absent \(now 64\)"):
+        results.check(SETTINGS, {"beacon:8": {"window": 64}})
+    results.check(SETTINGS, {"beacon:8": {}, "yarn": {"factor": 4}})
+    begun(tmp_path, options={"yarn": {"factor": 4}})
+    with pytest.raises(ValueError, match=r"same options, got yarn\.factor 4 \(now absent\)"):
+        results.check(SETTINGS, {"yarn": {}})
+
+
+def test_what_older_folders_do_not_tell_is_not_compared(tmp_path):
+    results = begun(tmp_path, options={"needle": {"samples": 2}})
+    settings = {**SETTINGS, "tokenizer": {"tokens": "abc"}}
+    options = {"needle": {"samples": 2, "files": "abc"}, "beacon:8": {"files": "abc"}}
+    results.check(settings, options, [HEAD])
+    begun(tmp_path, settings, options=options)
+    with pytest.raises(ValueError, match=r"same settings, got tokenizer\.tokens abc \(now abd\)"):
+        results.check({**SETTINGS, "tokenizer": {"tokens": "abd"}}, options)
+    with pytest.raises(ValueError, match=r"same options, got needle\.files abc \(now abd\)"):
+        results.check(settings, {"needle": {"samples": 2, "files": "abd"}})
+
+
+def test_lines_of_older_folders_are_read():
+    line = (
+        '{"item": "a", "place": {}, "status": "cannot-run", "scores": {}, "output": null, "seconds": 1, "reason": "?"}'
+    )
+    found = Record.from_line(line)
+    assert found.start is None and found.finished
+
+
+def test_what_will_stay_so_counts_before_what_may_pass():
+    passing = record(status="cannot-run", again=True)
+    assert not passing.finished and not record(status="failed").finished
+    assert best_records([record(status="cannot-run"), passing])["a"].finished
+    assert best_records([passing, record(status="cannot-run")])["a"].finished
+
+
 def test_only_folders_of_results_are_written_to(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="must be empty or hold results"):
@@ -196,6 +238,40 @@ def test_what_the_harness_measured_is_brought_together(tmp_path):
     assert found["beacon"]["suites"] == {"both": right}
 
 
+def part(length: int, **values) -> dict:
+    metrics = {} if "status" in values else {str(length): {"value": 0.5, "stderr": None}}
+    return {"length": length, "metrics": metrics, "documents": 3 * bool(metrics), **values}
+
+
+def test_lengths_of_a_task_are_brought_together(tmp_path):
+    results = begun(tmp_path)
+    lost = part(4096, status="cannot-run", reason="no memory", again=True)
+    for rank, piece in ((1, part(8192)), (0, lost), (0, part(1024))):
+        entry = of_parts({str(piece["length"]): piece})
+        results.add_harness("beacon", {"tasks": {"ruler_vt": entry}, "suites": {}}, rank)
+    entry = results.harness()["beacon"]["tasks"]["ruler_vt"]
+    assert list(entry["metrics"]) == ["1024", "8192"] and entry["documents"] == 3
+    assert (entry["status"], entry["reason"]) == ("cannot-run", "4096: no memory")
+    assert {name: finished(piece) for name, piece in parts(entry).items()} == {
+        "1024": True,
+        "4096": False,
+        "8192": True,
+    }
+    results.add_harness("beacon", {"tasks": {"ruler_vt": of_parts({"4096": part(4096)})}, "suites": {}}, 1)
+    entry = results.harness()["beacon"]["tasks"]["ruler_vt"]
+    assert list(entry["metrics"]) == ["1024", "4096", "8192"] and "status" not in entry
+
+
+def test_entries_of_older_folders_have_a_part_for_each_length():
+    old = {"documents": 3, "metrics": {"1024": {"value": 1.0}, "4096": {"value": 0.0}}}
+    assert set(parts(old)) == {"1024", "4096"} and all(map(finished, parts(old).values()))
+    void = {"documents": 0, "metrics": {}, "status": "cannot-run", "reason": "one length"}
+    assert parts(void) == {}  # all lengths are done again
+    new = of_parts({"8192": part(8192)})
+    assert set(added(old, new)["metrics"]) == set(better(old, new)["metrics"]) == {"1024", "4096", "8192"}
+    assert finished(better({**void, "status": "failed"}, void))
+
+
 def test_items_have_names_of_their_own():
     task = FakeNeedle()
     items = list(task.items(None, None))
@@ -209,6 +285,47 @@ def test_fingerprint_changes_with_weights():
     assert model_fingerprint(fake_model()) == before
     next(model.parameters()).data[:, 0] += 1
     assert model_fingerprint(model) != before
+
+
+def test_fingerprint_of_a_tokenizer(tokenizer):
+    before = tokenizer_fingerprint(tokenizer)
+    assert before == tokenizer_fingerprint(copy.deepcopy(tokenizer)) and before["chat_template"] is None
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages }}"
+    assert tokenizer_fingerprint(other)["tokens"] == before["tokens"] and tokenizer_fingerprint(other) != before
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["beacon"])
+    assert tokenizer_fingerprint(other)["tokens"] != before["tokens"]
+    assert tokenizer_fingerprint(None) is None
+
+
+def test_fingerprint_of_files(tmp_path):
+    for root in ("one", "two"):
+        (tmp_path / root / "data" / "inner").mkdir(parents=True)
+        (tmp_path / root / "data" / "inner" / "text.txt").write_text("words")
+        (tmp_path / root / "data" / "large").write_bytes(bytes(1 << 20))
+    folders = [tmp_path / root / "data" for root in ("one", "two")]
+    before = files_fingerprint(folders[:1])
+    (folders[1] / ".cache").mkdir()
+    (folders[1] / ".cache" / "note").write_text("of a download")
+    assert files_fingerprint(folders[1:]) == before
+    with (folders[1] / "large").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert files_fingerprint(folders[1:]) != before
+    (folders[0] / "inner" / "text.txt").write_text("wards")
+    assert files_fingerprint(folders[:1]) != before
+
+
+def test_files_that_git_does_not_know_are_dirt(monkeypatch, tmp_path):
+    (tmp_path / "__init__.py").write_text("")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    monkeypatch.setattr(beacon, "__file__", str(tmp_path / "__init__.py"))
+    assert stamp()["dirty"] is False
+    (tmp_path / "new.py").write_text("")
+    assert stamp()["dirty"] is True
 
 
 def test_stamp_says_where_and_with_what():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import torch
 
 from beacon.evaluation.results import Record, Results, append_record
 from beacon.evaluation.running import Totals, run_item, run_suite
-from beacon.evaluation.suite import CannotRun, Result
+from beacon.evaluation.suite import CannotRun, NotAvailable, Result
 from tests.evaluation.fake_suite import FakeCost, FakeMethod, FakeNeedle, fake_model, methods, tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +175,136 @@ def test_what_comes_of_an_exception(error, status, reason):
     record = run_item(task, FakeMethod("beacon"), None, None, next(iter(task.items(None, None))))
     assert record.status == status and record.reason is not None
     assert record.reason.startswith(reason) and len(record.reason) < 600
+
+
+@pytest.mark.parametrize(
+    "error, again",
+    [
+        (CannotRun("too long"), False),
+        (NotAvailable("no network"), True),
+        (CannotRun("kvpress: out of memory: Tried"), True),
+        (MemoryError(), True),
+        (NotImplementedError("never"), False),
+    ],
+)
+def test_what_may_pass_is_tried_again(wrapped, tmp_path, error, again):
+    task = FakeCost()
+
+    def fail(*_: Any) -> Result:
+        raise error
+
+    task.run = fail
+    some = {"beacon": methods()["beacon"]}
+    assert run_suite(wrapped, None, [task], some, tmp_path) == Totals(ok=0, cannot_run=3, failed=0)
+    totals = run_suite(wrapped, None, [FakeCost()], some, tmp_path)
+    assert (totals.ok, totals.cannot_run) == ((3, 0) if again else (0, 3))
+
+
+def test_a_record_tells_its_start(wrapped, tmp_path):
+    some = methods()
+    run_suite(wrapped, None, [FakeCost()], {"stock": some["stock"]}, tmp_path)
+    run_suite(wrapped, None, [FakeCost()], some, tmp_path)
+    starts = {method: {r.start for r in records} for (_, method), records in everything(tmp_path).items()}
+    assert starts == {"stock": {1}, "sliding-window": {2}, "beacon": {2}, "beacon:8": {2}}
+
+
+def test_a_method_with_other_options_is_refused(wrapped, tmp_path):
+    run_suite(wrapped, None, [FakeCost()], methods(), tmp_path)
+    with pytest.raises(ValueError, match=r"got sliding-window\.window absent \(now 64\)"):
+        run_suite(wrapped, None, [FakeCost()], methods(), tmp_path, options={"sliding-window": {"window": 64}})
+
+
+def test_other_data_tokenizer_or_model_of_a_method_are_refused(wrapped, tmp_path, tokenizer):
+    task, method = FakeCost(), methods()["beacon"]
+    task.data, method.path = tmp_path / "text.txt", tmp_path / "model"
+    task.data.write_text("one")
+    method.path.mkdir()
+
+    def again() -> Totals:
+        return run_suite(wrapped, tokenizer, [task], {"fine-tuned": method}, tmp_path / "out")
+
+    again()
+    again()
+    for file, words in ((task.data, r"cost\.files"), (method.path / "weights", r"fine-tuned\.files")):
+        before = file.read_text() if file.exists() else None
+        file.write_text("another")
+        with pytest.raises(ValueError, match=f"same options, got {words}"):
+            again()
+        file.unlink() if before is None else file.write_text(before)
+    again()
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ messages }}"
+    with pytest.raises(ValueError, match=r"same settings, got tokenizer\.chat_template"):
+        again()
+
+
+def make_standard(monkeypatch: pytest.MonkeyPatch, evaluate: Any) -> list[dict[str, Any]]:
+    """Tasks of the harness without the harness's work; what it is asked comes back."""
+    from beacon.evaluation import standard
+
+    asked: list[dict[str, Any]] = []
+
+    def run(model: Any, tokenizer: Any, names: list[str], **settings: Any) -> dict[str, Any]:
+        asked.append({"task": names[0], **settings})
+        evaluate(**asked[-1])
+        metrics = [str(n) for n in settings["lengths"]] if names[0].startswith("ruler") else ["acc"]
+        found = {name: {"value": 0.5, "stderr": 0.1} for name in metrics}
+        return {"tasks": {names[0]: {"documents": 2, "metrics": found}}, "suites": {}, "limit": None}
+
+    monkeypatch.setattr(standard, "evaluate_tasks", run)
+    monkeypatch.setattr(standard, "check_data", lambda tasks, **_: {})
+    monkeypatch.setattr("beacon.evaluation.running.check_arguments", lambda *_: None)
+    return asked
+
+
+def test_a_length_that_cannot_be_read_leaves_the_others(wrapped, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    freed, most = [], 4096
+
+    def evaluate(lengths: list[int], **_: Any) -> None:
+        if lengths[0] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    asked = make_standard(monkeypatch, evaluate)
+    monkeypatch.setattr("beacon.evaluation.standard.free_memory", lambda: freed.append(1))
+    some, given = {"stock": methods()["stock"]}, {"harness": {"lengths": [1024, 4096, 8192]}}
+
+    def run() -> Totals:
+        return run_suite(wrapped, None, [], some, tmp_path, options=given, standard=["ruler_vt", "arc_easy"])
+
+    totals = run()
+    assert (totals.ok, totals.cannot_run, len(freed)) == (3, 1, 1)
+    assert [(one["task"], one["lengths"]) for one in asked[:3]] == [("ruler_vt", [n]) for n in (1024, 4096, 8192)]
+    assert all(one["method"] is some["stock"] and "stock" not in one for one in asked)
+    entry = Results(tmp_path).harness()["stock"]["tasks"]["ruler_vt"]
+    assert list(entry["metrics"]) == ["1024", "4096"] and entry["reason"].startswith("8192: out of memory")
+    assert entry["lengths"]["1024"]["start"] == 1 and entry["lengths"]["1024"]["stamp"]["versions"]["torch"]
+    most = 8192
+    asked.clear()
+    totals = run()
+    assert (totals.ok, totals.cannot_run) == (4, 0) and [one["lengths"] for one in asked] == [[8192]]
+    entry = Results(tmp_path).harness()["stock"]["tasks"]["ruler_vt"]
+    assert "status" not in entry and entry["lengths"]["8192"]["start"] == 2
+
+
+def test_only_what_a_method_cannot_read_cannot_run(wrapped, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from beacon.evaluation.harness.ruler import PromptsDoNotFit
+
+    error: Exception = ValueError("a mistake")
+
+    def evaluate(**_: Any) -> None:
+        raise error
+
+    make_standard(monkeypatch, evaluate)
+    some = {"beacon": methods()["beacon"]}
+    totals = run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert (totals.cannot_run, totals.failed) == (0, 1)
+    error = PromptsDoNotFit("too long")
+    totals = run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert (totals.cannot_run, totals.failed) == (1, 0)
+    run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert Results(tmp_path).harness()["beacon"]["tasks"]["arc_easy"]["start"] == 2
 
 
 def test_scores_do_not_depend_on_what_ran_before(wrapped, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import beacon
+from beacon.evaluation.kvpress import KVPress
 from beacon.evaluation.methods import Beacon, Method, Outcome, Stock
 from beacon.evaluation.tasks import make_task, measuring
 from beacon.evaluation.tasks.measuring import PeakMemory, now, seconds
@@ -74,6 +75,33 @@ def test_every_method_reads_the_same_and_all_of_it(text, tokenizer, model):
     scores = task.run(method, model, tokenizer, next(iter(task.items(model, tokenizer)))).scores
     assert method.read_lengths == [300] * 7  # once to warm up, then reading, one token, more tokens, twice
     assert "cache_bytes" not in scores
+
+
+class Loading(Slow):
+    """Loads 120 MB of weights when it is first asked."""
+
+    weights = None
+
+    def read(self, model, ids, keep, progress=None):
+        if self.weights is None:
+            self.weights = torch.ones(30_000_000)
+        return super().read(model, ids, keep)
+
+
+def test_loading_weights_is_no_cost_of_reading(text, tokenizer, model):
+    task, method = make_task("cost", lengths=[100], data=text, repeats=1), Loading()
+    for _ in range(2):
+        scores = task.run(method, model, tokenizer, next(iter(task.items(model, tokenizer)))).scores
+        assert scores["peak_bytes"] < 60e6
+
+
+def test_memory_of_another_process_is_left_out(text, tokenizer, model):
+    method = Slow()
+    method.own_process = True
+    task = make_task("cost", lengths=[100], data=text, repeats=1)
+    scores = task.run(method, model, tokenizer, next(iter(task.items(model, tokenizer)))).scores
+    assert "read_seconds" in scores and not {"peak_bytes", "peak_allocated_bytes"} & set(scores)
+    assert KVPress("snapkv").own_process and not any(other.own_process for other in (Slow(), Stock(), Beacon()))
 
 
 def test_real_methods(text, tokenizer, model):

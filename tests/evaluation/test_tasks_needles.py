@@ -10,9 +10,11 @@ from transformers import AutoTokenizer
 import beacon
 from beacon.evaluation.methods import Method
 from beacon.evaluation.tasks import make_task
+from beacon.evaluation.tasks.haystack import Haystack, _across
 from beacon.evaluation.tasks.hiding import NAMES
-from beacon.evaluation.tasks.prompts import frame, opening
+from beacon.evaluation.tasks.prompts import frame, opening, openings
 from beacon.evaluation.tasks.topics import TOPICS
+from beacon.evaluation.text import encode
 from tests.evaluation.tiny import CODE, tiny_llama
 
 CHAT = (
@@ -231,6 +233,7 @@ def test_chats(text, tokenizer, model, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", CHAT)
     around = frame(tokenizer, True)
     assert tokenizer.decode(around.before) == "<|endoftext|>[user] "
+    assert openings(tokenizer) == [(), around.before]
     assert (around.after, around.between) == ("[/user]\n[assistant] ", "[/assistant]\n[user] ")
     for name in ("needle", "topics", "multi-turn"):
         task = make_task(name, lengths=[800], samples=1, data=text, wording="prose", chat_template=True)
@@ -251,6 +254,9 @@ def test_chats_that_cannot_be(text, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content | upper }}{% endfor %}")
     with pytest.raises(ValueError, match="must render what is said once and unchanged"):
         task.prompt(tokenizer, item)
+    assert openings(tokenizer) == [()]
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('only one turn') }}")
+    assert openings(tokenizer) == [()]
 
 
 def test_tokens_that_open_a_text(text, tokenizer):
@@ -273,6 +279,50 @@ def test_tokens_that_open_a_text(text, tokenizer):
         prompt = task.prompt(Opening(), next(iter(task.items(None, Opening()))))
         ids = prompt[0].ids if name == "passkey" else torch.cat([prompt.text, *prompt.questions])
         assert ids[0] == 1 and len(ids) == 500 and 1 not in ids[1:]
+
+
+def test_every_sample_has_another_stretch(tmp_path, tokenizer):
+    whole = encode(tokenizer, CODE.rstrip("\n") + "\n")
+    (tmp_path / "code.py").write_text(CODE)
+    total = len(whole)
+    for length in (total - 40, total // 2 - 20, total // 2, total // 3 + 1, total - 1):
+        haystack = Haystack(tmp_path)
+        count = min(total - length + 1, 60)
+        stretches = [tuple(haystack.stretch(tokenizer, length, number).tolist()) for number in range(count)]
+        starts = [next(s for s in range(total) if tuple(whole[s : s + length].tolist()) == one) for one in stretches]
+        assert len(set(starts)) == count, length
+        assert starts[: total // length] == [number * length for number in range(total // length)]
+        if count > total // length:
+            assert starts[total // length] == total - length  # as far from the others as it can be
+        assert haystack.stretch(tokenizer, length, count - 1).tolist() == list(stretches[-1])  # at any time
+    assert sorted(_across(100, 30, number) for number in range(3, 71)) == [s for s in range(71) if s % 30]
+    found = [_across(1000, 700, number) for number in range(1, 6)]
+    assert found[0] == 300 and min(abs(a - b) for a in found for b in found if a != b) > 30
+    with pytest.raises(ValueError, match=rf"got {total}; the longest possible is {total - 1} with 2 samples"):
+        Haystack(tmp_path).stretch(tokenizer, total, 1)
+
+
+def test_samples_that_the_text_does_not_hold_are_refused_at_once(tmp_path, tokenizer, model):
+    (tmp_path / "code.py").write_text(CODE)
+    total = len(encode(tokenizer, CODE.rstrip("\n") + "\n"))
+    options = {"lengths": [total], "data": tmp_path}
+    with pytest.raises(ValueError, match=rf"the longest possible is {total - 2} with 3 samples, each of another text"):
+        make_task("passkey", samples=3, **options).items(model, tokenizer)
+    assert len(list(make_task("passkey", samples=3, limit=5, **options).items(model, tokenizer))) == 5
+
+
+def test_a_limit_spreads_over_depths(text, tokenizer, model):
+    depths = [0.1, 0.3, 0.5, 0.7, 0.9]
+
+    def places(limit):
+        task = make_task("needle", lengths=[500, 700], depths=depths, samples=2, limit=limit, data=text)
+        items = [item for item in task.items(model, tokenizer) if item.place["length"] == 700]
+        return [(item.content["sample"], item.place["depth"]) for item in items]
+
+    assert places(2) == [(0, 0.1), (0, 0.9)] and places(3) == [(0, 0.1), (0, 0.5), (0, 0.9)]
+    assert places(1) == [(0, 0.1)] and places(4) == [(0, 0.1), (0, 0.3), (0, 0.7), (0, 0.9)]
+    assert places(7) == [*((0, depth) for depth in depths), (1, 0.1), (1, 0.9)]
+    assert places(10) == places(99) == places(None) == [(sample, depth) for sample in range(2) for depth in depths]
 
 
 def test_no_room(text, tokenizer):

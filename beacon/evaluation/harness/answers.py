@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from beacon.evaluation.greedy import cut
+from beacon.evaluation.greedy import cut, eos_ids, neutral_decoding
 from beacon.evaluation.harness.reading import Reading
 
 ANSWER = "beacon-answer"  # stands for an answer where the chat template is asked what follows one
@@ -46,10 +46,7 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     Returns:
         Token ids, sorted.
     """
-    ids: set[int] = set()
-    for source in (tokenizer, getattr(model, "generation_config", None), model.config):
-        given = getattr(source, "eos_token_id", None)
-        ids.update([given] if isinstance(given, int) else given or [])
+    ids = eos_ids(tokenizer, getattr(model, "generation_config", None), model.config)
     turn = end_of_turn(tokenizer)
     return sorted(ids if turn is None else {*ids, turn})
 
@@ -100,7 +97,7 @@ def answer(
         max_new_tokens: Tokens of an answer at most.
         stops: Strings that end an answer.
         ends: Token ids that end an answer.
-        **settings: Further settings of ``generate``.
+        **settings: Further settings of ``generate``; what is not set here is neutral, whatever the checkpoint says.
 
     Returns:
         The tokens of each answer, without the token that ended it (a stop string is still there).
@@ -114,13 +111,14 @@ def answer(
     if any(stops):
         stop = StopAtText(tokenizer, [text for text in stops if text], ids.shape[1])
         settings["stopping_criteria"] = StoppingCriteriaList([stop])
-    out = model.generate(
-        ids,
-        attention_mask=seen,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad if pad is not None and pad < model.config.vocab_size else 0,
-        **reading.settings,
-        **settings,
-    )
+    with neutral_decoding(model):
+        out = model.generate(
+            ids,
+            attention_mask=seen,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad if pad is not None and pad < model.config.vocab_size else 0,
+            **reading.settings,
+            **settings,
+        )
     return [cut(tokens, ends) for tokens in out[:, ids.shape[1] :].tolist()]

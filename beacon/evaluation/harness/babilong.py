@@ -30,8 +30,7 @@ def babilong_overrides(
         FileNotFoundError: A length is not there.
     """
     split = config["test_split"]
-    names = [length_name(length) for length in lengths]
-    files = {name: [] if data is None else _files(task, config, data, name, split) for name in names}
+    files = babilong_files(task, config, lengths, data)
 
     def build(**_: Any) -> dict[str, Any]:
         import datasets
@@ -55,8 +54,21 @@ def babilong_overrides(
         "custom_dataset": build,
         "dataset_kwargs": None,
         "process_results": grade,
-        "metric_list": length_metrics(names),
+        "metric_list": length_metrics(files),
     }
+
+
+def babilong_files(
+    task: str, config: Mapping[str, Any], lengths: Sequence[int], data: Path | None
+) -> dict[str, list[Path]]:
+    """Local files by the name of a length; none without a folder.
+
+    Raises:
+        FileNotFoundError: A length is not there.
+    """
+    names = [length_name(length) for length in lengths]
+    split = config["test_split"]
+    return {name: [] if data is None else _files(task, config, data, name, split) for name in names}
 
 
 def length_name(length: int) -> str:

@@ -16,9 +16,10 @@ import torch
 
 from beacon.assets import default_model
 from beacon.config import check_ratio
+from beacon.evaluation.greedy import neutral_decoding
 from beacon.evaluation.harness.answers import answer, end_ids, special_id
 from beacon.evaluation.harness.contexts import Tokens
-from beacon.evaluation.harness.methods import answer_by_method, choose, score_by_method
+from beacon.evaluation.harness.methods import answer_by_method, choose_method, score_by_method
 from beacon.evaluation.harness.reading import ContextReader, Question
 from beacon.evaluation.harness.scoring import score
 from beacon.evaluation.held import native_context
@@ -66,10 +67,11 @@ class BeaconRequests:
             that ships with the package).
         adapter: Where the beacons of a model that is loaded are: a folder or hub id. None takes those beside it.
         ratios: As in the model's forward (an int, or one per window); None for the configured policy.
-        stock: Measure the stock model in place of the wrapped one, by the harness's own code: texts are cut to their
-            last tokens, as many as the native context holds. The model need not be wrapped.
-        method: Measure a baseline in place of the beacons, by name (``yarn``, ``truncate-middle``; see
-            :func:`beacon.evaluation.make_method`) or a method itself.
+        stock: Measure a model as the harness itself would, by its own code: texts are cut to their last tokens, as many
+            as the native context holds. The model need not be wrapped. For the baseline of that name, which reads
+            everything as in tasks of our own, see ``method``.
+        method: Measure a baseline in place of the beacons, by name (``stock``, ``yarn``, ``truncate-middle``; see
+            :func:`beacon.evaluation.make_method`) or a method itself. It reads what it reads anywhere else.
         batch_size: Contexts read together.
         max_length: Longest text, of which the end is read; None sets no limit.
         **kwargs: As of the harness's ``HFLM``, such as ``tokenizer``, ``device``, ``dtype``.
@@ -136,7 +138,7 @@ class BeaconRequests:
         if not self.stock:
             _check_ratios(ratios, self.model.beacon_config.step)
         if method is not None:
-            self.method, self.ratios = choose(method, self.model, self.tokenizer)
+            self.method, self.ratios = choose_method(method, self.model, self.tokenizer)
         self.ends = end_ids(self.model, self.tokenizer)
 
     def _create_model(self, *args: Any, **kwargs: Any) -> None:
@@ -308,9 +310,10 @@ class BeaconRequests:
             }
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> Any:
-        """What the harness's own code decodes with: the stock model stops at the same tokens."""
+        """What the harness's own code decodes with: the stock model by the same rules, up to the same tokens."""
         base: Any = super()
-        return base._model_generate(context, max_length, stop, **{"eos_token_id": self.ends or None, **settings})
+        with neutral_decoding(self.model):
+            return base._model_generate(context, max_length, stop, **{"eos_token_id": self.ends or None, **settings})
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text.

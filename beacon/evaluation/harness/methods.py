@@ -16,8 +16,10 @@ from beacon.evaluation.methods import Beacon, Method
 from beacon.evaluation.policy_ratios import BeaconPolicy
 from beacon.evaluation.suite import CannotRun
 
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
-def choose(method: str | Method, model: Any, tokenizer: Any) -> tuple[Method | None, int | list[int] | None]:
+
+def choose_method(method: str | Method, model: Any, tokenizer: Any) -> tuple[Method | None, int | list[int] | None]:
     """What reads: a method, or none and the ratios where beacons do, which the harness's model reads in batches.
 
     Raises:
@@ -89,10 +91,10 @@ def answer_by_method(
     Raises:
         NotImplementedError: Settings under which an answer is not greedy.
     """
-    if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+    other = [f"{name}={settings[name]}" for name, plain in GREEDY.items() if settings.get(name, plain) != plain]
+    if other:
         raise NotImplementedError(
-            f"{method.name} answers greedily, got do_sample={settings.get('do_sample')} and "
-            f"num_beams={settings.get('num_beams', 1)}; leave the task out, or measure it with beacons."
+            f"{method.name} answers greedily, got {', '.join(other)}; leave the task out, or measure it with beacons."
         )
     for context, numbers in contexts:
         yield numbers, method.answers(model, context[:-1], [context[-1:]], max_new_tokens, ends)[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon.evaluation.harness.local_data import KINDS, split_files
+from beacon.evaluation.suite import CannotRun
 
 SAMPLES = 500  # of every length, unless fewer are evaluated
 ESSAYS, PUNKT = "paul_graham_essays", "tokenizers/punkt_tab"
@@ -33,6 +34,10 @@ NEEDLES: dict[str, tuple[str, str, str, dict[str, int]]] = {
     "niah_multivalue": ("essay", "words", "numbers", {"num_needle_v": 4}),
     "niah_multiquery": ("essay", "words", "numbers", {"num_needle_q": 4}),
 }
+
+
+class PromptsDoNotFit(ValueError, CannotRun):
+    """The smallest prompt of a task may not fit a length, by this tokenizer."""
 
 
 def ruler_overrides(
@@ -108,6 +113,14 @@ def check_sources(task: str, data: Path | None) -> None:
                 f"{task} is made from {source}, got no {data / file}; download that file from the data set's home page "
                 "and put it there."
             )
+
+
+def source_files(task: str, data: Path) -> list[Path]:
+    """The local texts that a task is made from, as far as they are there."""
+    if task in NEEDLES:
+        return split_files(data / ESSAYS, None, "train") if NEEDLES[task][0] == "essay" else []
+    file = {"ruler_qa_squad": SQUAD, "ruler_qa_hotpot": HOTPOT}.get(task)
+    return [] if file is None else [data / file]
 
 
 def _generator(task: str, tokenizer: Any, data: Path | None) -> Callable[..., list[dict[str, Any]]]:
@@ -227,11 +240,11 @@ def _check_room(task: str, tokenizer: Any, smallest: Callable[[], str], room: in
     """Refuse what the harness would try to fit for ever: it shortens no prompt below its smallest.
 
     Raises:
-        ValueError: The smallest prompt may not fit.
+        PromptsDoNotFit: The smallest prompt may not fit.
     """
     tokens = max(len(tokenizer(smallest())["input_ids"]) for _ in range(8))
     if tokens * 1.1 > room:
-        raise ValueError(
+        raise PromptsDoNotFit(
             f"{task} must fit its smallest prompt, got {tokens} tokens by this tokenizer where {room} are left; choose "
             "a longer length, or leave the task out if the tokenizer knows few words."
         )

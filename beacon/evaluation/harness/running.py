@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from beacon.evaluation.baselines import make_method
-from beacon.evaluation.harness.babilong import babilong_overrides
+from beacon.evaluation.harness.babilong import babilong_files, babilong_overrides, length_name
 from beacon.evaluation.harness.language_model import beacon_lm, check_chat_template
 from beacon.evaluation.harness.local_data import hub_name, local_overrides
-from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides
+from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides, source_files
 from beacon.evaluation.harness.tasks import SUITES, choose, suite_of, task_manager
 from beacon.evaluation.methods import Method
+
+logger = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234  # the harness's own
 
@@ -71,9 +74,15 @@ def evaluate_tasks(
     """
     manager = task_manager()
     chosen = choose([tasks] if isinstance(tasks, str) else list(tasks), manager)
-    _check(data, limit, lengths)
-    if chat_template:
-        check_chat_template(tokenizer)
+    check_settings(
+        tokenizer,
+        data=data,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        lengths=lengths,
+        chat_template=chat_template,
+        max_length=max_length,
+    )
     names = list(dict.fromkeys(name for group in chosen.values() for name in group))
     folder = None if data is None else Path(data)
     specs = [_spec(name, manager, folder, tokenizer, lengths, limit, num_fewshot) for name in names]
@@ -92,15 +101,113 @@ def evaluate_tasks(
     return {**_reduced(results, chosen), "method": name, "ratios": lm.ratios, "limit": limit}
 
 
-def _check(data: str | Path | None, limit: Any, lengths: Sequence[int]) -> None:
+def check_settings(
+    tokenizer: Any,
+    *,
+    data: Any = None,
+    limit: Any = None,
+    batch_size: Any = 1,
+    num_fewshot: Any = None,
+    lengths: Any = (4096,),
+    chat_template: Any = False,
+    max_length: Any = None,
+) -> None:
+    """Find out whether these can be settings of :func:`evaluate_tasks`, before anything is read.
+
+    Raises:
+        FileNotFoundError: ``data`` is no folder.
+        ValueError: One of the others is none, or the tokenizer has no chat template that is asked for.
+    """
     if data is not None and not Path(data).is_dir():
         raise FileNotFoundError(
             f"data must be a folder with a folder per data set, got {data}; see docs/evaluation.md."
         )
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not _whole(limit, 1):
         raise ValueError(f"limit must be a number of documents, got {limit!r}; pass for example 100, or None for all.")
-    if not lengths or min(lengths) < 0:
-        raise ValueError(f"lengths must be numbers of tokens, got {list(lengths)}; pass for example [4096, 32768].")
+    if not isinstance(lengths, Sequence) or not lengths or not all(_whole(length, 0) for length in lengths):
+        shown = list(lengths) if isinstance(lengths, tuple) else lengths
+        raise ValueError(f"lengths must be numbers of tokens, got {shown!r}; pass for example [4096, 32768].")
+    numbers = {"batch_size": (batch_size, 1), "num_fewshot": (num_fewshot, 0), "max_length": (max_length, 1)}
+    for name, (value, least) in numbers.items():
+        if value is not None and not _whole(value, least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; correct it.")
+    if not isinstance(chat_template, bool):
+        raise ValueError(f"chat_template must be true or false, got {chat_template!r}; choose one.")
+    if chat_template:
+        check_chat_template(tokenizer)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_data(
+    tasks: Sequence[str],
+    *,
+    data: str | Path | None = None,
+    lengths: Sequence[int] = (4096,),
+    num_fewshot: int | None = None,
+) -> dict[str, list[Path]]:
+    """Find out whether the data of tasks are at hand, before anything is read.
+
+    Without a folder the hub (or its cache) is asked for every data set; RULER's own sources are not.
+
+    Args:
+        tasks: Names of the harness.
+        data: As of :func:`evaluate_tasks`, like the others.
+        lengths: See there.
+        num_fewshot: See there.
+
+    Returns:
+        Local files by task; none where there are none.
+
+    Raises:
+        FileNotFoundError: Some are not; says what to put where.
+        ValueError: Files of a form that is not read, or a length that a data set cannot have.
+    """
+    manager = task_manager()
+    folder = None if data is None else Path(data)
+    if folder is None:
+        _check_hub([name for name in tasks if suite_of(name, manager) != "ruler"], manager)
+    found: dict[str, list[Path]] = {}
+    for name in tasks:
+        spec = _spec(name, manager, folder, None, lengths, None, num_fewshot)
+        config, suite = manager.task_index[name].cfg, suite_of(name, manager)
+        if folder is None:
+            found[name] = []
+        elif suite == "ruler":
+            found[name] = source_files(name, folder)
+        elif suite == "babilong":
+            found[name] = [file for files in babilong_files(name, config, lengths, folder).values() for file in files]
+        else:
+            splits = spec["dataset_kwargs"]["data_files"].values()
+            found[name] = sorted({Path(file) for files in splits for file in files})
+    return found
+
+
+def _check_hub(names: Sequence[str], manager: Any) -> None:
+    import datasets
+
+    sets: dict[str, tuple[str, str | None]] = {}
+    for name in names:
+        config = manager.task_index[name].cfg
+        if config.get("dataset_path"):
+            sets.setdefault(config["dataset_path"], (name, config.get("dataset_name")))
+    for path, (name, part) in sets.items():
+        try:
+            datasets.load_dataset_builder(path, name=part)
+        except OSError as err:
+            raise FileNotFoundError(_not_at_hand([name], manager, err)) from err
+        except Exception as err:  # it may need what the task passes beside; the run will tell
+            logger.debug("%s cannot be looked at beforehand: %r", path, err)
+
+
+def length_metric(task: str, length: int, manager: Any) -> str | None:
+    """The metric that stands for a length of a task; None for tasks that have no lengths."""
+    suite = suite_of(task, manager)
+    if not SUITES[suite].by_length:
+        return None
+    return length_name(length) if suite == "babilong" else str(length)
 
 
 def _spec(
@@ -139,10 +246,7 @@ def _run(
         with punkt_found(names, data) if makes_ruler else nullcontext():
             loaded = manager.load([{"group": "beacon", "task": specs}])
     except OSError as err:  # what `datasets` raises where it reaches no hub
-        raise FileNotFoundError(
-            f"the data of {', '.join(names)} must be at hand, got: {err} Pass data=FOLDER with a folder per data set "
-            f"in it, {', '.join(_folders(names, manager))}; docs/evaluation.md says what belongs there."
-        ) from err
+        raise FileNotFoundError(_not_at_hand(names, manager, err)) from err
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     samples = None if limit is None else {name: _first(task, limit) for name, task in loaded["tasks"].items()}
@@ -155,6 +259,13 @@ def _run(
         fewshot_as_multiturn=chat_template,
     )
     return results
+
+
+def _not_at_hand(names: Sequence[str], manager: Any, err: Exception) -> str:
+    return (
+        f"the data of {', '.join(names)} must be at hand, got: {err} Pass data=FOLDER with a folder per data set "
+        f"in it, {', '.join(_folders(names, manager))}; docs/evaluation.md says what belongs there."
+    )
 
 
 def _folders(names: Sequence[str], manager: Any) -> list[str]:
@@ -190,7 +301,7 @@ def _reduced(results: Mapping[str, Any], chosen: Mapping[str, list[str]]) -> dic
         for name, measured in results["results"].items()
     }
     suites = {
-        suite: _mean([tasks[name] for name in names], SUITES[suite].weighted)
+        suite: suite_mean([tasks[name] for name in names], SUITES[suite].weighted)
         for suite, names in chosen.items()
         if suite
     }
@@ -210,7 +321,7 @@ def _metrics(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def _mean(tasks: Sequence[Mapping[str, Any]], weighted: bool) -> dict[str, Any]:
+def suite_mean(tasks: Sequence[Mapping[str, Any]], weighted: bool) -> dict[str, Any]:
     """Means of the metrics that all tasks of a suite have; tasks are independent, so their errors add in squares."""
     documents = sum(task["documents"] for task in tasks)
     weights = [task["documents"] / documents if weighted else 1 / len(tasks) for task in tasks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ SUITES: dict[str, Suite] = {
 }
 
 
+@functools.cache  # listing them takes seconds
 def task_manager() -> Any:
     """The harness's ``TaskManager`` over the suites' folders (all its tasks take many seconds to list)."""
     require_harness()
@@ -69,8 +71,7 @@ def choose(names: Sequence[str], manager: Any) -> dict[str, list[str]]:
     known = manager.all_subtasks
     unknown = [name for name in names if name not in SUITES and name not in known]
     if unknown or not names:
-        close = difflib.get_close_matches(unknown[0], [*SUITES, *known]) if unknown else []
-        hint = f" (did you mean {', '.join(close)}?)" if close else ""
+        hint = close_names(unknown[0], [*SUITES, *known]) if unknown else ""
         raise ValueError(
             f"tasks must be suites or tasks of theirs, got {', '.join(unknown) or 'none'}{hint}; choose from "
             f"{', '.join(SUITES)}, or single ones such as niah_single_2, longbench_qasper, mmlu_anatomy. Other "
@@ -80,6 +81,12 @@ def choose(names: Sequence[str], manager: Any) -> dict[str, list[str]]:
     covered = {task for tasks in chosen.values() for task in tasks}
     single = [name for name in dict.fromkeys(names) if name not in SUITES and name not in covered]
     return {**chosen, "": single} if single else chosen
+
+
+def close_names(name: str, names: Sequence[str]) -> str:
+    """`` (did you mean ...?)``, or nothing where no name is like it."""
+    close = difflib.get_close_matches(name, names)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
 def suite_tasks(name: str, manager: Any) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.suite import NotAvailable
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def interpreter(folder: Path | None = None) -> Path:
         folder: Where the environment is or will be; None: in the user's cache folder.
 
     Raises:
-        CannotRun: It cannot be built (most often for want of a network), and why.
+        NotAvailable: It cannot be built (most often for want of a network), and why.
     """
     folder = cache_folder() / f"kvpress-{VERSION}" if folder is None else folder
     if _record(folder) == _wanted():
@@ -52,7 +52,7 @@ def interpreter(folder: Path | None = None) -> Path:
             return _python(folder)
         except (OSError, subprocess.CalledProcessError) as err:
             _failures[folder] = _reason(err)
-    raise CannotRun(
+    raise NotAvailable(
         f"kvpress {VERSION} needs an environment of its own, which cannot be built in {folder}: {_failures[folder]}; "
         "run this once where pip reaches a package index, or name an interpreter that has kvpress (python=PATH)."
     )

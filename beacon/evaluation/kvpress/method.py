@@ -64,6 +64,7 @@ class KVPress(Method):
     ratio: float = 8
     tokenizer: Any = field(default=None, compare=False, repr=False)
     python: Path | str | None = None
+    own_process = True
 
     def __post_init__(self) -> None:
         if self.press not in PRESSES:

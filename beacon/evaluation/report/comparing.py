@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from beacon.evaluation.report.statistics import GEOMETRIC, Difference, holm, normal, paired
+from beacon.evaluation.report.clusters import cluster
+from beacon.evaluation.report.looks import look
+from beacon.evaluation.report.losing import Loss, find_losses
+from beacon.evaluation.report.statistics import ENOUGH, GEOMETRIC, Difference, holm, normal, paired
 from beacon.evaluation.report.summary import Summary, TaskSummary
 from beacon.evaluation.results import Record
-from beacon.evaluation.results.folder import differences
+from beacon.evaluation.results.folder import HARNESS, differences
 
 SMALLEST = 0.01  # change that counts, as a share of what was before
 SURE = 0.05  # largest p-value of a change that is told
+LARGE = 0.4  # change of a share that a few texts can tell, if all of them do
 LOWER = ("perplexity", "bits_per_byte")  # metrics of the harness of which less is better
 
 
@@ -29,8 +33,11 @@ class Change:
         higher: Whether more of it is better.
         difference: Means, interval, pairs; of factors where ``geometric``.
         geometric: Whether low and high are factors.
-        p: Of the difference, corrected for as many comparisons as there are of this kind (Holm).
+        p: Of the difference, corrected for all that decide (Holm) where this does, else as it is.
         moved: 1 better, -1 worse, 0 not to be told or too small to count.
+        decides: Whether it counts: the main metric of a task with the same options on both sides, with enough items to
+            be sure of anything.
+        by_items: Items were compared as if independent, for there are fewer than ``ENOUGH`` clusters.
     """
 
     task: str
@@ -42,25 +49,8 @@ class Change:
     geometric: bool
     p: float = 1.0
     moved: int = 0
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Items that have scores in one of two folders only.
-
-    Args:
-        task: Name of the task.
-        method: Name of the method.
-        lost: How many were measured before and are not any more.
-        gained: How many are measured now only.
-        reason: Why the first of the lost is not.
-    """
-
-    task: str
-    method: str
-    lost: int
-    gained: int
-    reason: str = ""
+    decides: bool = True
+    by_items: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,7 @@ class Comparison:
         losses: Items that are not measured in both.
         only: Tasks and methods of one folder only, in words.
         settings: Settings that differ, in words.
+        options: Options of tasks and methods that differ, in words.
     """
 
     overall: Sequence[Change]
@@ -80,18 +71,30 @@ class Comparison:
     losses: Sequence[Loss]
     only: Sequence[str]
     settings: Sequence[str]
+    options: Sequence[str] = ()
 
     @property
     def regressed(self) -> bool:
-        """Whether anything got worse over all items of a task, or is not measured any more."""
-        return any(change.moved < 0 for change in self.overall) or any(loss.lost for loss in self.losses)
+        """Whether a main metric got worse over all items of a task, or something is not measured any more."""
+        return bool(self.worse) or any(loss.lost for loss in self.losses)
+
+    @property
+    def worse(self) -> list[Change]:
+        """What decides, and got worse."""
+        return [change for change in self.overall if change.decides and change.moved < 0]
+
+    @property
+    def better(self) -> list[Change]:
+        """What decides, and got better."""
+        return [change for change in self.overall if change.decides and change.moved > 0]
 
 
 def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Comparison:
     """Compare results of the same items.
 
-    A metric moved when its p-value, corrected for the number of comparisons, is below 5 % and the change exceeds the
-    threshold. Places are told apart for the reader; regressions are changes over all items of a task.
+    A metric moved when its p-value is below 5 % and the change exceeds the threshold. The main metric of every task and
+    method decides, with p-values corrected for as many; other metrics, comparisons that no result could make sure, and
+    tasks of other options are shown as they are. Places are told apart for the reader.
 
     Args:
         before: The first folder's.
@@ -105,24 +108,30 @@ def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Com
         raise ValueError(f"the threshold must be a share of at least 0, got {threshold}; pass for example 0.01.")
     overall: list[Change] = []
     places: list[Change] = []
-    losses: list[Loss] = []
     old = {task.name: task for task in before.tasks}
+    in_common = False
     for task in (task for task in after.tasks if task.name in old):
-        same = dict(old[task.name].head.items)
-        items = [(name, place) for name, place in task.head.items if same.get(name) == place]
+        known = dict(old[task.name].head.items)
+        items = [(name, place) for name, place in task.head.items if known.get(name) == place]
+        in_common |= bool(items)
         for method in (method for method in task.records if method in old[task.name].records):
             first, second = (_by_item(summary.records[method]) for summary in (old[task.name], task))
-            losses += _losses(task.name, method, [name for name, _ in items], first, second)
             overall += _changes(task, method, {}, [name for name, _ in items], first, second)
             for key in task.axes[:1]:
                 for value in task.values(key):
                     here = [name for name, place in items if place.get(key) == value]
                     places += _changes(task, method, {key: value}, here, first, second)
     overall += _harness(before, after)
-    if not overall and not losses:
+    if not overall and not in_common:
         raise ValueError("two folders must have items in common to be compared, got none; run the same tasks in both.")
-    settings = list(differences(before.run["settings"], after.run["settings"]))
-    return Comparison(_judged(overall, threshold), _judged(places, threshold), losses, _only(before, after), settings)
+    return Comparison(
+        overall=_judged(_undecided(overall, before, after), threshold),
+        places=_judged(_undecided(places, before, after), threshold),
+        losses=list(find_losses(before, after)),
+        only=_only(before, after),
+        settings=list(differences(before.run["settings"], after.run["settings"])),
+        options=list(differences(*_options(before, after))),
+    )
 
 
 def _by_item(records: Sequence[Record]) -> dict[str, Record]:
@@ -138,27 +147,28 @@ def _changes(
     second: Mapping[str, Record],
 ) -> Iterator[Change]:
     """The changes of all metrics over some items."""
-    pairs = [(first[name].scores, second[name].scores) for name in items if name in first and name in second]
+    both = [(first[name], second[name]) for name in items if name in first and name in second]
+    pairs = [(a.scores, b.scores, cluster(b.item, b.place)) for a, b in both]
     for metric, higher in task.head.metrics.items():
-        common = [(a[metric], b[metric]) for a, b in pairs if metric in a and metric in b]
+        common = [(a[metric], b[metric], text) for a, b, text in pairs if metric in a and metric in b]
         if common:
-            difference = paired([a for a, _ in common], [b for _, b in common], metric in GEOMETRIC)
-            yield Change(task.name, method, place, metric, higher, difference, metric in GEOMETRIC)
+            a, b, clusters = map(list, zip(*common, strict=True))
+            geometric = metric in GEOMETRIC
+            difference = paired(a, b, geometric, clusters)
+            change = Change(task.name, method, place, metric, higher, difference, geometric)
+            if 1 < difference.clusters < min(ENOUGH, len(common)) and look(metric, [*a, *b]).sign == "%":
+                change = _by_items(change, paired(a, b))
+            yield replace(change, decides=metric == task.main)
 
 
-def _losses(
-    task: str, method: str, items: Sequence[str], first: Mapping[str, Record], second: Mapping[str, Record]
-) -> Iterator[Loss]:
-    done = [{name for name in items if name in side and side[name].status == "ok"} for side in (first, second)]
-    lost = [name for name in items if name in done[0] - done[1]]
-    gained = done[1] - done[0]
-    if lost:
-        record = second.get(lost[0])
-        yield Loss(
-            task, method, len(lost), len(gained), "not run" if record is None else record.reason or record.status
-        )
-    elif gained:
-        yield Loss(task, method, 0, len(gained))
+def _by_items(change: Change, items: Difference) -> Change:
+    """A share on a few texts, judged by its items: of a large change on every one of them.
+
+    What is hidden and asked for is drawn for each item, so this tells of these texts at least.
+    """
+    found = change.difference
+    sure = found.agree and abs(found.after - found.before) >= LARGE
+    return replace(change, difference=replace(found, least=items.least, p=items.p if sure else found.p), by_items=True)
 
 
 def _harness(before: Summary, after: Summary) -> Iterator[Change]:
@@ -170,8 +180,13 @@ def _harness(before: Summary, after: Summary) -> Iterator[Change]:
             for name, measured in second[kind].items():
                 theirs = first[kind].get(name)
                 if theirs is not None and name not in covered:
-                    for metric in (metric for metric in measured["metrics"] if metric in theirs["metrics"]):
-                        yield _unpaired(name, method, metric, theirs, measured)
+                    metrics = list(measured["metrics"])
+                    main = [metric for metric in metrics if metric.partition(",")[0].isdigit()] or metrics[
+                        :1
+                    ]  # lengths
+                    for metric in (metric for metric in metrics if metric in theirs["metrics"]):
+                        change = _unpaired(name, method, metric, theirs, measured)
+                        yield replace(change, decides=metric in main)
 
 
 def _unpaired(name: str, method: str, metric: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Change:
@@ -179,13 +194,41 @@ def _unpaired(name: str, method: str, metric: str, first: Mapping[str, Any], sec
     known = a["stderr"] is not None and b["stderr"] is not None
     error = math.hypot(a["stderr"], b["stderr"]) if known else None
     higher = not any(word in metric for word in LOWER)
-    difference = normal(a["value"], b["value"], error, int(second["documents"]))
+    difference = normal(a["value"], b["value"], error, (int(first["documents"]), int(second["documents"])))
     return Change(name, method, {}, metric, higher, difference, False)
 
 
+def _options(before: Summary, after: Summary) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the tasks and methods that both have measured."""
+    sides = []
+    for summary in (before, after):
+        mine = {task.name for task in summary.tasks} | set(summary.methods) | set(summary.harness)
+        sides.append(mine | ({HARNESS} if summary.harness else set()))
+    common = sorted(sides[0] & sides[1])
+    first, second = (
+        {name: summary.run.get("options", {}).get(name, {}) for name in common} for summary in (before, after)
+    )
+    return first, second
+
+
+def _undecided(changes: Sequence[Change], before: Summary, after: Summary) -> list[Change]:
+    """Changes, of which those of tasks with other options do not decide."""
+    first, second = _options(before, after)
+    own = {task.name for task in after.tasks}
+    other = {name for name in first if first[name] != second[name]}
+    return [
+        replace(change, decides=change.decides and (change.task if change.task in own else HARNESS) not in other)
+        for change in changes
+    ]
+
+
 def _judged(changes: Sequence[Change], threshold: float) -> list[Change]:
+    """Correct what decides, and tell what moved."""
+    changes = [replace(change, decides=change.decides and change.difference.least < SURE) for change in changes]
+    corrected = iter(holm([change.difference.p for change in changes if change.decides]))
     judged = []
-    for change, p in zip(changes, holm([change.difference.p for change in changes]), strict=True):
+    for change in changes:
+        p = next(corrected) if change.decides else change.difference.p
         a, b = change.difference.before, change.difference.after
         large = a != b and not abs(b - a) <= threshold * abs(a)  # infinite ones are large
         moved = 0 if p >= SURE or not large else 1 if (b > a) == change.higher else -1

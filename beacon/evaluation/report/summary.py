@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from beacon.evaluation.report.clusters import cluster
 from beacon.evaluation.report.statistics import GEOMETRIC, Estimate, estimate
 from beacon.evaluation.results import Record, Results, TaskHead
 
@@ -107,11 +108,8 @@ class TaskSummary:
         """What a method made of all items at a place (of all, where none is named)."""
         wanted = [name for name, where in self.head.items if place.items() <= where.items()]
         mine = [record for record in self.records[method] if place.items() <= record.place.items()]
-        scored = [record.scores for record in mine if record.status == "ok"]
-        metrics = {
-            metric: estimate([scores[metric] for scores in scores_of(scored, metric)], metric in GEOMETRIC)
-            for metric in self.head.metrics
-        }
+        scored = [record for record in mine if record.status == "ok"]
+        metrics = {metric: _estimate(scored, metric) for metric in self.head.metrics}
         statuses = [record.status for record in mine]
         return Group(
             method=method,
@@ -134,9 +132,10 @@ class TaskSummary:
         return [record.scores[metric] for mine in self.records.values() for record in mine if metric in record.scores]
 
 
-def scores_of(scored: Sequence[Mapping[str, float]], metric: str) -> list[Mapping[str, float]]:
-    """The scores that have a metric, for not every item need have all."""
-    return [scores for scores in scored if metric in scores]
+def _estimate(records: Sequence[Record], metric: str) -> Estimate:
+    having = [record for record in records if metric in record.scores]  # not every item need have all
+    clusters = [cluster(record.item, record.place) for record in having]
+    return estimate([record.scores[metric] for record in having], metric in GEOMETRIC, clusters)
 
 
 @dataclass(frozen=True)

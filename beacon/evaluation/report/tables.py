@@ -61,7 +61,7 @@ def matrix(task: TaskSummary, metric: str) -> Table:
     head = [place_value(axis, value) for value in columns] if axis is not None else []
     by = f" by {axis_label(axis)}" if axis is not None else ""
     by += "".join(f", {key} {place_value(key, value)}" for key, value in task.constants.items())
-    note = "In brackets: 95 % interval of the mean over items." if whole else ""
+    note = "In brackets: 95 % interval of the mean, over the texts that items are of." if whole else ""
     return Table(
         f"{shown.label}{by} ({better} is better)", ("method", *head, *(["all"] if whole else [])), tuple(rows), note
     )
@@ -136,15 +136,14 @@ def standard(summary: Summary) -> list[Table]:
 
 def conditions(summary: Summary) -> Table:
     """Where and with what results were taken."""
-    run, last = summary.run, summary.run["starts"][-1]
-    machine, settings = last["machine"], run["settings"]
-    commits = dict.fromkeys(_commit(start) for start in run["starts"])
-    hardware = machine["gpu"] and f"{machine['gpus']} × {machine['gpu']}"
+    run, settings = summary.run, summary.run["settings"]
+    of_starts = {
+        what: list(dict.fromkeys(map(words, run["starts"])))
+        for what, words in (("machine", _machine), ("versions", _versions), ("commit", _commit))
+    }
     rows = {
         "started": ", ".join(dict.fromkeys(start["utc"] for start in run["starts"])),
-        "machine": f"{hardware or machine['cpu']}, {machine['threads']} threads, {last['processes']} processes",
-        "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version),
-        "commit": ", ".join(commits),
+        **{what: "; ".join(words) for what, words in of_starts.items()},
         "model": ", ".join(f"{name} {value}" for name, value in settings["model"].items()),
         "beacons": ", ".join(f"{name} {_plain(value)}" for name, value in settings["config"].items()),
         "seed": str(settings["seed"]),
@@ -155,7 +154,10 @@ def conditions(summary: Summary) -> Table:
             if options
         },
     }
-    note = "Starts differ in commit: results may be of different code." if len(commits) > 1 else ""
+    differing = [what for what, words in of_starts.items() if len(words) > 1]
+    note = (
+        f"Starts differ in {' and '.join(differing)}: results may be of different code, or speed." if differing else ""
+    )
     return Table("Conditions", ("what", "value"), tuple((Cell(k), Cell(v)) for k, v in rows.items()), note)
 
 
@@ -213,6 +215,16 @@ def _harness_cell(measured: Mapping[str, Any], kind: str, name: str, metric: str
         return Cell("–", math.nan)
     error = "" if found["stderr"] is None else f" ± {number(found['stderr'])}"
     return Cell(number(found["value"]) + error, found["value"], f"{measured[kind][name].get('documents')} documents")
+
+
+def _machine(start: Mapping[str, Any]) -> str:
+    machine = start["machine"]
+    hardware = machine["gpu"] and f"{machine['gpus']} × {machine['gpu']}"
+    return f"{hardware or machine['cpu']}, {machine['threads']} threads, {start['processes']} processes"
+
+
+def _versions(start: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in start["versions"].items() if version)
 
 
 def _commit(start: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from beacon.evaluation.results.folder import Results, TaskHead
 from beacon.evaluation.results.records import Record, Status, append_record, best_records, read_records
-from beacon.evaluation.results.stamps import model_fingerprint, stamp
+from beacon.evaluation.results.stamps import files_fingerprint, model_fingerprint, stamp, tokenizer_fingerprint
 
 __all__ = [
     "Record",
@@ -11,7 +11,9 @@ __all__ = [
     "TaskHead",
     "append_record",
     "best_records",
+    "files_fingerprint",
     "model_fingerprint",
     "read_records",
     "stamp",
+    "tokenizer_fingerprint",
 ]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from beacon.evaluation.results.entries import added, better
 from beacon.evaluation.results.records import Record, append_record, best_records, read_records
 from beacon.evaluation.suite import Item, Task
 from beacon.weights import whole
@@ -35,6 +36,7 @@ REPORT = ("report.html", "report.md", "summary.json")
 PLAIN = " ,()+="  # left as they are in names of files, beside letters, digits and _.-~
 OF_A_PROCESS = re.compile(r"(?P<method>.*?)(\.rank\d+)?")
 HEAD = ("task", "metrics", "items", "place")  # what task.json must have
+NEW = ("tokenizer", "files")  # settings and options that older folders lack
 PARTS = ("tasks", "suites")  # and what the harness measured
 
 
@@ -107,6 +109,11 @@ class Results:
             raise FileNotFoundError(f"{self.path} must be a folder of results, got none with a {RUN}; run beacon eval.")
         return _read(self.path / RUN, ("settings", "methods", "starts"))
 
+    @property
+    def starts(self) -> int:
+        """How many starts there were."""
+        return len(self.run["starts"])
+
     def tasks(self) -> list[TaskHead]:
         """The tasks that were begun, in the order of their first start.
 
@@ -137,9 +144,7 @@ class Results:
             if part is not None:
                 mine = found.setdefault(_method(file), {**part, "tasks": {}, "suites": {}})
                 mine["suites"] |= part["suites"]
-                mine["tasks"] |= {
-                    n: entry for n, entry in part["tasks"].items() if n not in mine["tasks"] or _ok(entry)
-                }
+                mine["tasks"] |= {name: better(mine["tasks"].get(name), entry) for name, entry in part["tasks"].items()}
         return found
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -151,7 +156,7 @@ class Results:
 
         Args:
             settings: As of :meth:`begin`, like the others.
-            options: Compared for the tasks and methods that the folder has options of.
+            options: Compared for the tasks and methods that the folder has; a method without any has none.
             tasks: Compared by their items.
 
         Raises:
@@ -165,8 +170,9 @@ class Results:
                 raise ValueError(f"{self.path} must be empty or hold results, got other files; name another folder.")
             return
         run, mine = self.run, _plain(options or {})
-        self._check_same("settings", run["settings"], _plain(settings))
-        theirs = run.get("options", {})
+        self._check_same("settings", run["settings"], _as_known(run["settings"], _plain(settings)))
+        theirs = {**{name: {} for name in run["methods"]}, **run.get("options", {})}  # no options are options, too
+        mine = {name: _as_known(theirs.get(name, {}), values) for name, values in mine.items()}
         self._check_same("options", *({name: some[name] for name in theirs if name in mine} for some in (theirs, mine)))
         for head in tasks:
             known = _read_whole(self._of(head.name) / TASK, HEAD)
@@ -226,6 +232,8 @@ class Results:
         file = self.path / HARNESS / f"{_file_name(method, rank)}.json"
         before = _read_whole(file, PARTS) or {}
         merged = {kind: {**before.get(kind, {}), **measured[kind]} for kind in PARTS}
+        known = before.get("tasks", {})
+        merged["tasks"] |= {name: added(known.get(name), entry) for name, entry in measured["tasks"].items()}
         _write(file, {**before, **measured, **merged})
 
     # -- names ---------------------------------------------------------------------------------------------------------
@@ -244,11 +252,6 @@ class Results:
                 f"{self.path} must have been made with the same {what}, got {'; '.join(changes[:4])}{more}. Name "
                 "another folder, or overwrite it."
             )
-
-
-def _ok(entry: Mapping[str, Any]) -> bool:
-    """Whether a task of the harness was measured."""
-    return "status" not in entry
 
 
 def _file_name(method: str, rank: int) -> str:
@@ -275,6 +278,11 @@ def differences(theirs: Any, mine: Any, name: str = "") -> Iterator[str]:
             yield from differences(theirs.get(key, "absent"), mine.get(key, "absent"), inner)
     elif theirs != mine:
         yield f"{name} {_short(theirs)} (now {_short(mine)})"
+
+
+def _as_known(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what folders of earlier versions do not tell."""
+    return {name: value for name, value in mine.items() if name in theirs or name not in NEW}
 
 
 def _short(value: Any) -> str:

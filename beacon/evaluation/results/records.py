@@ -28,6 +28,8 @@ class Record:
         output: What was written, if anything.
         seconds: How long it took.
         reason: For all but ``ok``.
+        again: Of what cannot run: whether it is tried again when the run goes on, for it may be otherwise then.
+        start: Which start of the run made it, from 1, as ``run.json`` lists them; None in folders that are older.
     """
 
     item: str
@@ -37,6 +39,13 @@ class Record:
     output: str | None = None
     seconds: float = 0.0
     reason: str | None = None
+    again: bool = False
+    start: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its item is not run again."""
+        return self.status != "failed" and not self.again
 
     def to_line(self) -> str:
         """As JSON in one line; numbers that are not finite stand as words, which JSON has no numbers for."""
@@ -96,10 +105,14 @@ def read_records(path: Path) -> list[Record]:
 
 
 def best_records(records: Iterable[Record]) -> dict[str, Record]:
-    """One record for each item: of several the best status, and of the same status the last."""
+    """One record for each item: of several the best status, and of the same status the last (that will stay so)."""
     best: dict[str, Record] = {}
     for record in records:
         other = best.get(record.item)
-        if other is None or STATUSES.index(record.status) <= STATUSES.index(other.status):
+        if other is None or _rank(record) <= _rank(other):
             best[record.item] = record
     return best
+
+
+def _rank(record: Record) -> tuple[int, bool]:
+    return STATUSES.index(record.status), record.again

@@ -33,10 +33,11 @@ class CostTask(TextTask):
 
     ``read_seconds`` is the time to read a text and foresee what comes next, ``first_token_seconds`` the time to decode
     one token after a text, its reading included, and ``decode_tokens_per_second`` what further tokens cost beyond that.
-    ``peak_bytes`` is the most memory in use beyond what was in use before: on a GPU what torch has allocated, on a CPU
-    resident memory of the process, which takes in all that Python does (so it is a measure for long texts only).
-    ``peak_allocated_bytes`` is the whole, weights included, on a GPU. ``cache_bytes`` are the keys and values held when
-    the text has been read; a figure that cannot be had is left out.
+    ``peak_bytes`` is the most memory in use beyond what was in use after the run that does not count (which may load
+    weights and compile): on a GPU what torch has allocated, on a CPU resident memory of the process, which takes in all
+    that Python does (so it is a measure for long texts only). ``peak_allocated_bytes`` is the whole, weights included,
+    on a GPU. ``cache_bytes`` are the keys and values held when the text has been read. A figure that cannot be had is
+    left out, as memory is where a method reads in a process of its own.
 
     Args:
         new_tokens: Tokens decoded after the first one.
@@ -57,8 +58,8 @@ class CostTask(TextTask):
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
         ids = self.haystack.stretch(tokenizer, item.place["length"], item.content["sample"]).to(model.device)
-        peak = PeakMemory(model.device)
-        method.continue_text(model, ids, 1 + self.new_tokens)  # compiles, allocates, fills caches
+        method.continue_text(model, ids, 1 + self.new_tokens)  # loads weights, compiles, fills caches
+        peak = None if method.own_process else PeakMemory(model.device)
         read, first, more = [], [], []
         for _ in range(self.repeats):
             read.append(seconds(model, lambda: method.read(model, ids, 1)))
@@ -75,4 +76,4 @@ class CostTask(TextTask):
         held = method.held_bytes(model, len(ids))
         if held is not None:
             scores["cache_bytes"] = float(held)
-        return Result(scores | peak.read())
+        return Result(scores if peak is None else scores | peak.read())

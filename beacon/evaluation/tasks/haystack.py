@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,35 +33,38 @@ class Haystack:
         Args:
             tokenizer: The model's tokenizer.
             length: Tokens.
-            number: Which one; stretches follow each other, and begin again where the text ends.
+            number: Which one. Stretches follow each other; where the text ends, further ones lie across those before,
+                each beginning at another token.
 
         Returns:
             Token ids ``[length]``, int64.
 
         Raises:
             FileNotFoundError: There is no such text.
-            ValueError: The text is shorter.
+            ValueError: The text is shorter, or has fewer such stretches.
         """
-        self.check(tokenizer, length)
+        self.check(tokenizer, length, number + 1)
         self._read(tokenizer, (number + 1) * length)
         start = number * length
         if start + length > len(self._tokens):
-            start %= len(self._tokens) - length + 1
+            start = _across(len(self._tokens), length, number)
         return self._tokens[start : start + length].long()
 
-    def check(self, tokenizer: Any, length: int) -> None:
-        """Make sure that there is text of ``length`` tokens.
+    def check(self, tokenizer: Any, length: int, count: int = 1) -> None:
+        """Make sure that there are ``count`` different stretches of ``length`` tokens.
 
         Raises:
             FileNotFoundError: There is no such text.
             ValueError: The text is shorter; says how long it is.
         """
-        self._read(tokenizer, length)
-        if len(self._tokens) < length:
+        self._read(tokenizer, length + count - 1)
+        longest = max(len(self._tokens) - count + 1, 0)
+        if longest < length:
             where = "the standard library" if self.path is None else str(self.path)
+            each = f" with {count} samples, each of another text" if count > 1 else ""
             raise ValueError(
-                f"lengths must not exceed the text in {where}, got {length}; the longest possible is "
-                f"{len(self._tokens)}: ask for less or give more text with data=."
+                f"lengths must not exceed the text in {where}, got {length}; the longest possible is {longest}{each}: "
+                "ask for less or give more text with data=."
             )
 
     def _read(self, tokenizer: Any, length: int) -> None:
@@ -78,3 +82,20 @@ class Haystack:
             count += len(parts[-1])
         if len(parts) > 1:
             self._tokens = torch.cat(parts)
+
+
+def _across(total: int, length: int, number: int) -> int:
+    """Where a stretch begins when those that follow each other are used up: no two at one place, none near the last.
+
+    Args:
+        total: Tokens of the text.
+        length: Tokens of a stretch, at least 2.
+        number: Which stretch, ``total // length .. total - length``.
+    """
+    whole = total // length
+    free = total - length + 1 - whole  # places that are no multiples of the length
+    step = max(1, round(free * (math.sqrt(5) - 1) / 2))  # golden: the places left are split evenly
+    while math.gcd(step, free) != 1:
+        step += 1
+    place = (free - 1 - (number - whole) * step) % free  # the first at the very end
+    return place + 1 + place // (length - 1)

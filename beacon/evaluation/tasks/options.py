@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +21,9 @@ class TextTask(Task):
 
     Args:
         lengths: Tokens of the whole prompt: text, what is hidden in it, and the longest question.
-        limit: Items of each length at most.
-        samples: Items of each cell (a length, and a depth where there are depths); each has a text of its own.
+        limit: Items of each length at most; where it cuts a sample's cells, those that are left lie as far apart as
+            can be (of depths the first and the last, say).
+        samples: Items of each cell (a length, and a depth where there are depths); each has another stretch of text.
         data: A file or folder of ordinary text (see :func:`beacon.evaluation.tasks.documents.local_texts`); None for
             the sources of the standard library.
         seed: Draws what is hidden.
@@ -44,15 +44,17 @@ class TextTask(Task):
         self.haystack = Haystack(None if self.data is None else Path(self.data))
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
-        self.haystack.check(tokenizer, max(self.lengths))
-        return self._items()
+        items = list(self._items())
+        self.haystack.check(tokenizer, max(self.lengths), 1 + max(item.content["sample"] for item in items))
+        return items
 
     def _items(self) -> Iterator[Item]:
+        cells = list(self.cells())
+        most = len(cells) * self.samples if self.limit is None else self.limit
         for length in self.lengths:
-            cells = (
-                Item(*self._named(length, sample, cell)) for sample in range(self.samples) for cell in self.cells()
-            )
-            yield from islice(cells, self.limit)
+            for sample in range(self.samples):
+                for cell in spread(cells, most - sample * len(cells)):
+                    yield Item(*self._named(length, sample, cell))
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """What items of one length differ in, apart from the text; goes to their place."""
@@ -66,6 +68,13 @@ class TextTask(Task):
     def drawn_from(self, item: Item) -> str:
         """Seed of an item: everything that tells it from others, and nothing else."""
         return f"{self.name}, seed {self.seed}, {item.name}"
+
+
+def spread(values: Sequence[Value], count: int) -> list[Value]:
+    """At most ``count`` values, from the first to the last as evenly as can be; the first where it is one."""
+    if count >= len(values):
+        return list(values)
+    return [values[round(at * (len(values) - 1) / max(count - 1, 1))] for at in range(count)]
 
 
 def check_flag(name: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,17 @@ def opening(tokenizer: Any) -> tuple[int, ...]:
         if whole[start : start + len(alone)] == alone:
             return tuple(whole[:start])
     return ()
+
+
+def openings(tokenizer: Any) -> list[tuple[int, ...]]:
+    """Token ids that stand before any text, and those before what a user says first where there is a chat template."""
+    from jinja2.exceptions import TemplateError
+
+    found = [opening(tokenizer)]
+    if getattr(tokenizer, "chat_template", None):
+        with contextlib.suppress(TemplateError, ValueError):  # templates with rules of their own
+            found.append(frame(tokenizer, True).before)
+    return found
 
 
 def plain_question(tokenizer: Any, question: str, answer: str) -> torch.Tensor:
