@@ -23,7 +23,7 @@ class Estimate:
 
     Args:
         value: The mean; NaN over none.
-        low: Lower end of its 95 % interval; None where fewer than two clusters, or infinite items, give none.
+        low: Lower end of its 95 % interval; None where fewer than ``ENOUGH`` clusters, or infinite items, give none.
         high: The upper end.
         n: Items.
     """
@@ -75,7 +75,7 @@ def estimate(values: Sequence[float], geometric: bool = False, clusters: Sequenc
     low, high = None, None
     if np.isfinite(numbers).all():
         sums, counts = _clustered(numbers, clusters)
-        low, high = _interval(_means(sums, counts)) if len(sums) > 1 else (None, None)
+        low, high = _interval(_means(sums, counts)) if len(sums) >= ENOUGH else (None, None)
     back = _exp if geometric else float
     with np.errstate(invalid="ignore"):
         value = back(float(numbers.mean()))
