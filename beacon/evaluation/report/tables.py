@@ -61,9 +61,12 @@ def matrix(task: TaskSummary, metric: str) -> Table:
     head = [place_value(axis, value) for value in columns] if axis is not None else []
     by = f" by {axis_label(axis)}" if axis is not None else ""
     by += "".join(f", {key} {place_value(key, value)}" for key, value in task.constants.items())
-    note = "In brackets: 95 % interval of the mean, over the texts that items are of, if these are six or more." if whole else ""
+    note = "In brackets: 95 % interval of the mean, over the texts that items are of, if these are six or more."
     return Table(
-        f"{shown.label}{by} ({better} is better)", ("method", *head, *(["all"] if whole else [])), tuple(rows), note
+        f"{shown.label}{by} ({better} is better)",
+        ("method", *head, *(["all"] if whole else [])),
+        tuple(rows),
+        note if whole else "",
     )
 
 
