@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beacon.cache import BeaconCache
+from beacon.columns import kept_columns, last_tokens, stock_columns, unpack, wanted_tokens
 from beacon.config import BeaconConfig
 from beacon.decoding import decode_token, decodes
 from beacon.documents import Documents, packed_documents
@@ -123,7 +124,7 @@ class BeaconModel(BeaconGeneration):
             logits = self._decode(past_key_values, input_ids, attention_mask, *span)
             if logits is not None:
                 if not isinstance(logits_to_keep, int) or isinstance(logits_to_keep, bool) or logits_to_keep < 0:
-                    logits = logits[:, _kept_columns(1, logits_to_keep, None)]
+                    logits = logits[:, kept_columns(1, logits_to_keep, None)]
                 result = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
                 return result if options["return_dict"] else result.to_tuple()
         cache = self.beacon_cache(past_key_values, input_ids.shape[0])
@@ -132,17 +133,17 @@ class BeaconModel(BeaconGeneration):
         )
         labels = None if labels is None else check_labels(labels, text, self.config.vocab_size)
         weights = None if options["weights"] is None else check_weights(options["weights"], text)
-        columns = _kept_columns(text.ids.shape[1], logits_to_keep, labels)
+        columns = kept_columns(text.ids.shape[1], logits_to_keep, labels)
         trains = self.training and labels is not None and torch.is_grad_enabled()
         if not trains and stock_serves(self, cache, trip, keep):
             whole, after = read_stock(self, cache, trip, attention_mask, position_ids, keep)
             hidden = HiddenStates(text.pack(whole), torch.arange(sum(text.counts)))
-            kept = None if columns is None else _slice(whole, logits_to_keep)
+            kept = None if columns is None else stock_columns(whole, logits_to_keep)
         else:
             check_checkpointing(self, cache.config.segment, trip, keep)
-            wanted = _wanted(text, columns, labels)
+            wanted = wanted_tokens(text, columns, labels)
             hidden, after = read(self, self.beacon_rotary(), cache, trip, wanted, one_pass=options["one_pass"])
-            kept = None if columns is None else _unpack(hidden, text, columns)
+            kept = None if columns is None else unpack(hidden, text, columns)
         logits = None if kept is None else self.beacon_head(kept)
         loss = None
         if labels is not None:
@@ -174,7 +175,7 @@ class BeaconModel(BeaconGeneration):
                 raise ValueError(
                     f"{name} must have the shape of input_ids, got {list(value.shape)} for {list(input_ids.shape)}."
                 )
-        columns = _kept_columns(input_ids.shape[1], logits_to_keep, labels)
+        columns = kept_columns(input_ids.shape[1], logits_to_keep, labels)
         out = BeaconModel.forward(
             self,
             documents.rows(input_ids, 0),
@@ -242,7 +243,7 @@ class BeaconModel(BeaconGeneration):
                 if progress is not None:
                     progress(sum(text.counts), sum(text.counts))
             else:
-                hidden, after = read(self, self.beacon_rotary(), cache, trip, _wanted(text, None, None), progress)
+                hidden, after = read(self, self.beacon_rotary(), cache, trip, wanted_tokens(text, None, None), progress)
             return self._finish(after, trip, hidden, past_key_values)
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ class BeaconModel(BeaconGeneration):
         text = trip.text
         after.columns.append(text.ids, text.mask)
         after.ratios, after.span, after.expected_length = trip.ratios, trip.span, trip.expected_length
-        last = hidden.at(_last_tokens(text)).clone()
+        last = hidden.at(last_tokens(text)).clone()
         rows = [row for row, count in enumerate(text.counts) if count]
         for row, state in zip(rows, last.unbind(), strict=True):
             after.last_hidden[row] = state
@@ -454,68 +455,3 @@ def _check_options(inputs_embeds: Any, kwargs: dict[str, Any]) -> dict[str, Any]
             "call it inside beacon.disabled(model) for the stock one."
         )
     return options
-
-
-def _kept_columns(columns: int, logits_to_keep: int | torch.Tensor, labels: Any) -> torch.Tensor | None:
-    """Columns whose logits are returned (int64), or None for none."""
-    if isinstance(logits_to_keep, torch.Tensor):
-        if logits_to_keep.ndim != 1 or logits_to_keep.is_floating_point():
-            raise TypeError(
-                f"logits_to_keep must be an int or column indices [n], got a {logits_to_keep.dtype} tensor of shape "
-                f"{list(logits_to_keep.shape)}; pass for example torch.tensor([-1])."
-            )
-        try:
-            return torch.arange(columns)[logits_to_keep.cpu()]
-        except IndexError as err:
-            raise ValueError(
-                f"logits_to_keep must name columns below {columns}, got {logits_to_keep.tolist()}."
-            ) from err
-    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int):
-        raise TypeError(f"logits_to_keep must be an int or column indices [n], got {logits_to_keep!r}; pass 0 for all.")
-    if logits_to_keep < 0:
-        raise ValueError(f"logits_to_keep must not be negative, got {logits_to_keep}; pass {-logits_to_keep}.")
-    if logits_to_keep == 0:
-        return torch.arange(columns) if labels is None else None
-    return torch.arange(max(columns - logits_to_keep, 0), columns)
-
-
-def _wanted(text: NewText, columns: torch.Tensor | None, labels: Any) -> torch.Tensor:
-    """Which packed text tokens' final hidden states are read: bool ``[n]``."""
-    if labels is not None:
-        return torch.ones(sum(text.counts), dtype=torch.bool)
-    mask = torch.zeros(text.ids.shape, dtype=torch.bool)
-    if columns is not None:
-        mask[:, columns] = True
-    wanted = text.pack(mask)
-    wanted[_last_tokens(text)] = True
-    return wanted
-
-
-def _last_tokens(text: NewText) -> torch.Tensor:
-    """Place of every row's last token in the packed text (rows without new text left out)."""
-    counts = torch.tensor(text.counts)
-    return counts.cumsum(0)[counts > 0] - 1
-
-
-def _slice(hidden: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The columns that the stock model would keep.
-
-    Contiguous, for PyTorch multiplies a slice in another way where the head's weight is frozen than where it is not,
-    and rounds differently; the stock model that users compare with is not frozen.
-    """
-    if isinstance(logits_to_keep, torch.Tensor):
-        return hidden[:, logits_to_keep]
-    return hidden[:, -logits_to_keep:].contiguous() if logits_to_keep else hidden
-
-
-def _unpack(hidden: HiddenStates, text: NewText, columns: torch.Tensor) -> torch.Tensor:
-    """States of the kept columns as ``[rows, kept columns, hidden]``, zeros at padding."""
-    rows, width = text.ids.shape
-    place = torch.full((rows * width,), -1)
-    place[text.index] = torch.arange(sum(text.counts))
-    place = place.view(rows, width)[:, columns].flatten()
-    text_places = (place >= 0).nonzero()[:, 0]
-    values = hidden.at(place[text_places])
-    if len(text_places) < len(place):
-        values = values.new_zeros(len(place), values.shape[1]).index_copy(0, text_places.to(values.device), values)
-    return values.view(rows, len(columns), -1)

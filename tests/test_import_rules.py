@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saving", "cache_files"),
     ("wrapping",),
     ("model",),
-    ("generation", "loss", "stock"),
+    ("columns", "generation", "loss", "stock"),
     ("decoding",),
     ("decoder",),
     ("reading",),
