@@ -315,6 +315,15 @@ def test_offloaded_models(expected, hook_first, placed, tmp_path):
     assert torch.equal(logits(model, SHORT), expected.short)
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """One process has one state of accelerate: neither what tests before chose, nor for tests after what this chooses."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
 def test_forward_replaced_by_accelerator_is_refused(expected):
     """Mixed precision puts a forward of its own on the model, which would go past ours."""
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
