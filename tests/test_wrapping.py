@@ -317,7 +317,7 @@ def test_offloaded_models(expected, hook_first, placed, tmp_path):
 
 @pytest.fixture
 def fresh_accelerator():
-    """One process has one state of accelerate: neither what tests before chose, nor for tests after what this chooses."""
+    """One process has one state of accelerate: what a test chooses there is for itself alone."""
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     yield
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
