@@ -207,9 +207,9 @@ class BeaconModel(BeaconGeneration):
         """Read (more) text into a cache without computing logits.
 
         Args:
-            input_ids: Token ids ``[batch, seqlen]``, as in :meth:`forward`; or a list of documents of any lengths, each
-                a list of ints or a tensor ``[n]``. Their windows share passes, and each gets a row of the cache
-                (``cache.select([row])``).
+            input_ids: Token ids ``[batch, seqlen]``, as in :meth:`forward` or on the CPU (those of each pass are copied
+                ahead); or a list of documents of any lengths, each a list of ints or a tensor ``[n]``. Their windows
+                share passes, and each gets a row of the cache (``cache.select([row])``).
             attention_mask: As in :meth:`forward`; a list of documents needs none.
             past_key_values: Cache to go on from; it is updated and returned.
             ratios: As in :meth:`forward`.
@@ -231,8 +231,8 @@ class BeaconModel(BeaconGeneration):
         if isinstance(input_ids, (list, tuple)):
             if attention_mask is not None:
                 raise ValueError("a list of documents is padded here, got an attention_mask too; leave it out.")
-            input_ids, attention_mask = pad_documents(input_ids, self.model.embed_tokens.weight.device)
-        input_ids = check_place(check_ids(input_ids), self.model.embed_tokens)
+            input_ids, attention_mask = pad_documents(input_ids, torch.device("cpu"))
+        input_ids = check_place(check_ids(input_ids), self.model.embed_tokens, host=True)
         with torch.no_grad():
             cache = self.beacon_cache(past_key_values, input_ids.shape[0])
             span = (ratios, expected_length, keep_first, keep_from)

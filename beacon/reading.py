@@ -13,9 +13,10 @@ import torch
 from beacon.attention import choose_path, load_path, load_rotation
 from beacon.cache import BeaconCache
 from beacon.config import BeaconConfig
+from beacon.identity import home_of
 from beacon.memory import Growing, MemoryFormat
 from beacon.modules import BeaconPass, Pass, Rotary
-from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule
+from beacon.plan import Plan, RowState, Span, WindowStep, build_plan, schedule, upload
 from beacon.policies import RatioRequest, choose_ratio, overfull
 from beacon.segments import ALL, share_out, shares_passes, windows_per_pass
 from beacon.text import NewText
@@ -195,6 +196,8 @@ def read(
     """
     text, config = trip.text, cache.config
     packed = text.pack(text.ids)
+    # Ids of a long text may stay on the host: those of each pass are copied ahead of it.
+    device = packed.device if packed.device.type != "cpu" else home_of(model.model.embed_tokens)
     counts = text.counts
     first = torch.tensor([0, *counts]).cumsum(0).tolist()
     after = cache.fork()
@@ -209,7 +212,7 @@ def read(
     left = [len(steps) for steps in trip.steps]
     most, each = ALL, ALL if one_pass else config.segment or ALL
     if not one_pass and config.segment is None:
-        most = windows_per_pass(model, packed.device, config.window, len(packed))
+        most = windows_per_pass(model, device, config.window, len(packed))
     commits = any(step.committed for steps in trip.steps for step, _ in steps)
     growing = _growing(trip, states, len(model.model.layers)) if commits and not torch.is_grad_enabled() else None
     hidden: list[torch.Tensor] = []
@@ -226,11 +229,12 @@ def read(
         ]
         at = torch.cat([torch.arange(part.start, part.stop) for part in parts])
         outputs = bool(wanted[at].any())
-        path = after.attention_path = _path(model, config, plan, packed.device)
+        path = after.attention_path = _path(model, config, plan, device)
         attend, rotation = load_path(path), load_rotation(path)
         beacon_pass = BeaconPass(plan, after.stores, rotary, attend, outputs, rotation, memory, growing)
         try:
-            out = run_pass(model, torch.cat([packed[part] for part in parts]), beacon_pass)
+            ids = torch.cat([packed[part] for part in parts])
+            out = run_pass(model, ids if ids.device == device else upload([ids], device)[0], beacon_pass)
         except torch.OutOfMemoryError:
             together = one_pass or shares_passes(model)  # the other processes did not run out
             if sum(taken) == 1 or together or torch.is_grad_enabled():  # gradients hold what earlier passes took

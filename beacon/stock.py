@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from beacon.cache import BeaconCache
 from beacon.families import is_longrope, uniform_sliding_window
+from beacon.identity import home_of
 from beacon.reading import Itinerary, checkpoints
 from beacon.text import NewText
 
@@ -37,6 +39,9 @@ def read_stock(
 ) -> tuple[torch.Tensor, BeaconCache]:
     """Hand the call to the stock decoder stack. Returns ``[rows, columns, hidden]`` and the cache afterwards."""
     text, after = trip.text, cache.fork()
+    if text.ids.device.type == "cpu":  # ids of a text may stay on the host
+        text = replace(text, ids=text.ids.to(home_of(model.model.embed_tokens)))
+        attention_mask = None if attention_mask is None else attention_mask.to(text.ids.device)
     positions = _stock_positions(cache, text, position_ids)
     ids = text.ids if text.mask is None else text.ids.masked_fill(~text.mask.to(text.ids.device), 0)  # any id pads
     hidden = model.model(

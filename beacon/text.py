@@ -115,15 +115,20 @@ def check_ids(input_ids: Any) -> torch.Tensor:
     return input_ids if input_ids.dtype in (torch.int32, torch.int64) else input_ids.long()
 
 
-def check_place(input_ids: torch.Tensor, embedding: Any) -> torch.Tensor:
+def check_place(input_ids: torch.Tensor, embedding: Any, host: bool = False) -> torch.Tensor:
     """Return ``input_ids`` if the model's embedding can read them where they are.
+
+    Args:
+        input_ids: Token ids.
+        embedding: The model's.
+        host: They may be on the CPU, whence they are copied.
 
     Raises:
         ValueError: They are on another device, and no hook moves them.
     """
     weight = embedding.weight
     moved = hasattr(embedding, "_hf_hook") or weight.is_meta or hasattr(weight, "full_tensor")
-    if not moved and input_ids.device != weight.device:
+    if not moved and input_ids.device != weight.device and not (host and input_ids.device.type == "cpu"):
         raise ValueError(
             f"input_ids must be where the model is, {weight.device}, got them on {input_ids.device}; pass "
             "input_ids.to(model.device)."

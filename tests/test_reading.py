@@ -289,6 +289,35 @@ def test_passes_do_not_wait_for_the_gpu() -> None:
 
 
 @torch.no_grad()
+def test_ids_on_the_host_are_copied_pass_by_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cpu:0`` stands for a GPU: PyTorch takes it for another device, and computes there."""
+    model, ids = wrapped(fixed(8, 2, segment=1)), random_ids(1, 40)
+    expected, copied, stock = model.compress(ids), [], reading.upload
+
+    def upload(tensors: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        copied.append((tensors[0].tolist(), device))
+        return stock(tensors, device)
+
+    monkeypatch.setattr(reading, "home_of", lambda module: torch.device("cpu", 0))
+    monkeypatch.setattr(reading, "upload", upload)
+    ours = model.compress(ids)
+    assert copied == [(ids[0, at : at + 8].tolist(), torch.device("cpu", 0)) for at in range(0, 40, 8)]
+    for mine, exact in zip(ours.stores, expected.stores, strict=True):
+        assert torch.equal(mine.memory_k[0], exact.memory_k[0])
+
+
+@pytest.mark.gpu
+def test_ids_on_the_host_give_the_memory_of_ids_on_the_gpu() -> None:
+    model = wrapped(fixed(8, 2, sink=1, segment=2)).cuda()
+    short = random_ids(2, 5)
+    assert torch.equal(*(model.compress(ids).stock.layers[0].keys for ids in (short, short.cuda())))
+    ids = random_ids(2, 100)
+    ours, theirs = model.compress(ids), model.compress(ids.cuda())
+    for mine, exact in zip(ours.stores, theirs.stores, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.memory_k, exact.memory_k, strict=True))
+
+
+@torch.no_grad()
 def test_memory_of_a_call_has_one_place_of_its_final_size() -> None:
     """Not one per pass; what forks hold stays as it is."""
     model = wrapped(fixed(8, 2, sink=1, segment=1))
