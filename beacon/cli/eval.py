@@ -14,10 +14,9 @@ import torch
 from rich.console import Console
 
 from beacon.cli.common import check_device, load_model, progress_bars, quiet, show_table
-from beacon.evaluation.baselines import check_method, make_method, named_option
 from beacon.evaluation.harness import SUITES
 from beacon.evaluation.harness.tasks import close_names
-from beacon.evaluation.methods import Method
+from beacon.evaluation.methods import Method, check_method, make_method, named_option
 from beacon.evaluation.report import Summary, summarise, write_report
 from beacon.evaluation.report.tables import Table, matrix, problems, standard
 from beacon.evaluation.results import Results

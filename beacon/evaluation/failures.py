@@ -1,10 +1,16 @@
-"""What is told of an exception."""
+"""Why a method did not read an item, and what is told of an exception."""
 
 from __future__ import annotations
 
 import torch
 
-from beacon.evaluation.suite import NotAvailable
+
+class CannotRun(Exception):
+    """A method cannot read an item, for a reason that is a result of its own (a text too long for it, no memory)."""
+
+
+class NotAvailable(CannotRun):
+    """It cannot here and now (no network, no memory left by others): tried again when the run goes on."""
 
 
 def out_of_memory(err: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.failures import free_memory, may_pass, one_line, out_of_memory
+from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import processes
 from beacon.evaluation.results import (
@@ -29,7 +29,7 @@ from beacon.evaluation.results import (
     tokenizer_fingerprint,
 )
 from beacon.evaluation.standard import check_arguments, check_standard, run_standard, standard_files
-from beacon.evaluation.suite import CannotRun, Item, Task
+from beacon.evaluation.suite import Item, Task
 from beacon.identity import base_fingerprint
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beacon.evaluation.failures import free_memory, may_pass, one_line, out_of_memory
+from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory
 from beacon.evaluation.harness import SUITES, evaluate_tasks
 from beacon.evaluation.harness.running import check_data, check_settings, length_metric, suite_mean
 from beacon.evaluation.harness.tasks import choose, close_names, task_manager
@@ -16,7 +16,6 @@ from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import Processes
 from beacon.evaluation.results import Results, files_fingerprint
 from beacon.evaluation.results.entries import finished, of_parts, parts
-from beacon.evaluation.suite import CannotRun
 
 logger = logging.getLogger(__name__)
 

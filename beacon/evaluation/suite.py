@@ -42,14 +42,6 @@ class Result:
     output: str | None = None
 
 
-class CannotRun(Exception):
-    """A method cannot read an item, for a reason that is a result of its own (a text too long for it, no memory)."""
-
-
-class NotAvailable(CannotRun):
-    """It cannot here and now (no network, no memory left by others): tried again when the run goes on."""
-
-
 class Task(ABC):
     """A way to measure methods.
 

@@ -14,9 +14,10 @@ import pytest
 
 import beacon
 from beacon.cli import main
+from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.report import summarise
 from beacon.evaluation.results import Results
-from beacon.evaluation.suite import CannotRun, Result
+from beacon.evaluation.suite import Result
 from beacon.evaluation.tasks.passkey import PasskeyTask
 
 pytest.importorskip("matplotlib")

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.methods import Method
-from beacon.evaluation.suite import CannotRun, Item, Result, Task
+from beacon.evaluation.suite import Item, Result, Task
 
 
 @dataclass

@@ -26,7 +26,7 @@ from beacon.evaluation import (
     measure_perplexity,
     method_form,
 )
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
 from tests.evaluation.test_rope_scaling import ROPE
 from tests.evaluation.test_sliding_window import by_definition
 from tests.evaluation.tiny import NATIVE, tiny_llama

@@ -8,10 +8,10 @@ import torch
 
 import beacon
 from beacon.evaluation import Beacon, Method, Outcome, RopeScaled, Stock, TruncateMiddle, make_method
+from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.harness import evaluate_tasks, methods
 from beacon.evaluation.harness.language_model import beacon_lm
 from beacon.evaluation.harness.tasks import task_manager
-from beacon.evaluation.suite import CannotRun
 from tests.evaluation.test_harness_tasks import long_text, write, write_arc
 from tests.evaluation.tiny import NATIVE, tiny_llama, word_tokenizer
 

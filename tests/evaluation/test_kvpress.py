@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import beacon
 from beacon.evaluation import KVPress, Stock, measure_perplexity
-from beacon.evaluation.kvpress import PRESSES, environment, process, weights, worker
-from beacon.evaluation.kvpress.weights import stock_folder
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.kvpress import PRESSES, environment, process, weights, worker
+from beacon.evaluation.methods.kvpress.weights import stock_folder
 from tests.evaluation.tiny import tiny_llama, word_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from beacon.evaluation.failures import CannotRun, NotAvailable
 from beacon.evaluation.results import Record, Results, append_record
 from beacon.evaluation.running import Totals, run_item, run_suite
-from beacon.evaluation.suite import CannotRun, NotAvailable, Result
+from beacon.evaluation.suite import Result
 from tests.evaluation.fake_suite import FakeCost, FakeMethod, FakeNeedle, fake_model, methods, tasks
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,8 @@ import torch
 
 import beacon
 from beacon.evaluation import SlidingWindow, Stock
-from beacon.evaluation import sliding_window as module
-from beacon.evaluation.sliding_window import SlidingWindowReader, relevant
+from beacon.evaluation.methods import sliding_window as module
+from beacon.evaluation.methods.sliding_window import SlidingWindowReader, relevant
 from beacon.modules import rotate
 from tests.evaluation.tiny import NATIVE, tiny_llama
 

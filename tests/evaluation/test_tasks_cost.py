@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import beacon
-from beacon.evaluation.kvpress import KVPress
 from beacon.evaluation.methods import Beacon, Method, Outcome, Stock
+from beacon.evaluation.methods.kvpress import KVPress
 from beacon.evaluation.tasks import make_task, measuring
 from beacon.evaluation.tasks.measuring import PeakMemory, now, seconds
 from tests.evaluation.tiny import CODE, tiny_llama, word_tokenizer

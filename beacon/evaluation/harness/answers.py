@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from beacon.evaluation.greedy import cut, eos_ids, neutral_decoding
 from beacon.evaluation.harness.reading import Reading
+from beacon.evaluation.methods.greedy import cut, eos_ids, neutral_decoding
 
 ANSWER = "beacon-answer"  # stands for an answer where the chat template is asked what follows one
 

@@ -16,14 +16,14 @@ import torch
 
 from beacon.assets import default_model
 from beacon.config import check_ratio
-from beacon.evaluation.greedy import neutral_decoding
 from beacon.evaluation.harness.answers import answer, end_ids, special_id
 from beacon.evaluation.harness.contexts import Tokens
 from beacon.evaluation.harness.methods import answer_by_method, choose_method, score_by_method
 from beacon.evaluation.harness.reading import ContextReader, Question
 from beacon.evaluation.harness.scoring import score
-from beacon.evaluation.held import native_context
 from beacon.evaluation.methods import Method, as_stock
+from beacon.evaluation.methods.greedy import neutral_decoding
+from beacon.evaluation.methods.held import native_context
 from beacon.identity import Wrapping
 from beacon.saving import load_adapter
 from beacon.weights import CONFIG_FILE

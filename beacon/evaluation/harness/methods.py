@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from beacon.evaluation.baselines import make_method
+from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.harness.contexts import Tokens
 from beacon.evaluation.harness.scoring import MAX_LOGITS
-from beacon.evaluation.held import native_context
-from beacon.evaluation.methods import Beacon, Method
-from beacon.evaluation.policy_ratios import BeaconPolicy
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.methods import Beacon, BeaconPolicy, Method, make_method
+from beacon.evaluation.methods.held import native_context
 
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 

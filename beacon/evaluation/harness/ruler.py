@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.harness.local_data import KINDS, split_files
-from beacon.evaluation.suite import CannotRun
 
 SAMPLES = 500  # of every length, unless fewer are evaluated
 ESSAYS, PUNKT = "paul_graham_essays", "tokenizers/punkt_tab"

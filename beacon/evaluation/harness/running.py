@@ -10,13 +10,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from beacon.evaluation.baselines import make_method
 from beacon.evaluation.harness.babilong import babilong_files, babilong_overrides, length_name
 from beacon.evaluation.harness.language_model import beacon_lm, check_chat_template
 from beacon.evaluation.harness.local_data import hub_name, local_overrides
 from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides, source_files
 from beacon.evaluation.harness.tasks import SUITES, choose, suite_of, task_manager
-from beacon.evaluation.methods import Method
+from beacon.evaluation.methods import Method, make_method
 
 logger = logging.getLogger(__name__)
 

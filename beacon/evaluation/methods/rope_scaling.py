@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from beacon.evaluation.greedy import Ids, prompts
-from beacon.evaluation.held import native_context, stock_bytes
-from beacon.evaluation.methods import Method, Outcome, Progress, Stock
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.greedy import Ids, prompts
+from beacon.evaluation.methods.held import native_context, stock_bytes
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.stock import Stock
 
 KINDS = {"linear": "position interpolation", "dynamic": "dynamic NTK", "yarn": "YaRN"}  # Hugging Face's rope types
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
 from beacon.weights import is_beacon_weight, is_sharded
 
 

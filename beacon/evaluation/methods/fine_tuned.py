@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from beacon.evaluation.greedy import Ids, eos_ids
-from beacon.evaluation.methods import Method, Outcome, Progress, Stock
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.greedy import Ids, eos_ids
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.stock import Stock
 from beacon.identity import home_of
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from beacon.evaluation.greedy import Ids, prompts
-from beacon.evaluation.held import attention_bytes, native_context
-from beacon.evaluation.methods import Method, Outcome, Progress, Stock
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.greedy import Ids, prompts
+from beacon.evaluation.methods.held import attention_bytes, native_context
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.stock import Stock
 
 
 class _Truncating(Method):

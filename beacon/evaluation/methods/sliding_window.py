@@ -26,9 +26,9 @@ import torch
 
 from beacon.attention import AttentionInputs, Outputs
 from beacon.attention.inputs import part, within
-from beacon.evaluation.greedy import Ids, decode_greedily, prompts
-from beacon.evaluation.held import attention_bytes
-from beacon.evaluation.methods import Method, Outcome, Progress
+from beacon.evaluation.methods.greedy import Ids, decode_greedily, prompts
+from beacon.evaluation.methods.held import attention_bytes
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
 from beacon.modules import BeaconPass, LayerStore, Rotary, rotate
 from beacon.plan import Keys, Plan, Queries
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from beacon.evaluation.greedy import Ids, prompts
-from beacon.evaluation.held import attention_bytes
-from beacon.evaluation.kvpress.environment import VERSION, interpreter
-from beacon.evaluation.kvpress.process import Worker, end_workers, worker_of
-from beacon.evaluation.methods import Method, Outcome, Progress
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.greedy import Ids, prompts
+from beacon.evaluation.methods.held import attention_bytes
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.kvpress.environment import VERSION, interpreter
+from beacon.evaluation.methods.kvpress.process import Worker, end_workers, worker_of
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")  # model types that kvpress is made for
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from beacon.evaluation.suite import NotAvailable
+from beacon.evaluation.failures import NotAvailable
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from beacon.config import POLICIES, check_ratio
-from beacon.evaluation.fine_tuned import FineTuned
-from beacon.evaluation.held import native_context
-from beacon.evaluation.kvpress import KVPress
-from beacon.evaluation.methods import Beacon, Method, Stock
-from beacon.evaluation.policy_ratios import BeaconPolicy
-from beacon.evaluation.rope_scaling import RopeScaled
-from beacon.evaluation.sliding_window import SlidingWindow
-from beacon.evaluation.truncation import TruncateLeft, TruncateMiddle
+from beacon.evaluation.methods.condensed import Beacon
+from beacon.evaluation.methods.fine_tuned import FineTuned
+from beacon.evaluation.methods.held import native_context
+from beacon.evaluation.methods.interface import Method
+from beacon.evaluation.methods.kvpress import KVPress
+from beacon.evaluation.methods.policy_ratios import BeaconPolicy
+from beacon.evaluation.methods.rope_scaling import RopeScaled
+from beacon.evaluation.methods.sliding_window import SlidingWindow
+from beacon.evaluation.methods.stock import Stock
+from beacon.evaluation.methods.truncation import TruncateLeft, TruncateMiddle
 from beacon.identity import Wrapping
 
 SINKS = 4

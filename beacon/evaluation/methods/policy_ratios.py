@@ -10,10 +10,11 @@ import torch
 
 from beacon.cache import BeaconCache
 from beacon.config import POLICIES, check_choice
-from beacon.evaluation.greedy import Ids, prompts
-from beacon.evaluation.held import beacon_bytes
-from beacon.evaluation.methods import Beacon, Method, Outcome, Progress
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.condensed import Beacon
+from beacon.evaluation.methods.greedy import Ids, prompts
+from beacon.evaluation.methods.held import beacon_bytes
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
 from beacon.plan import RowState, Span, schedule
 from beacon.reading import ratio_chooser
 from beacon.retrieval import retrieval_ratios

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from beacon.evaluation.kvpress.weights import stock_folder
-from beacon.evaluation.suite import CannotRun
+from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.kvpress.weights import stock_folder
 from beacon.identity import home_of
 
 WORKER = Path(__file__).with_name("worker.py")

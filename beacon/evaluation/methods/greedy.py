@@ -80,3 +80,24 @@ def eos_ids(*sources: Any) -> set[int]:
 def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Tokens before the first of ``ends``."""
     return tokens[: next((at for at, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def all_columns(ids: torch.Tensor) -> torch.Tensor:
+    """A mask over all columns: says that the ids given with a cache are new ones, whatever they begin with."""
+    return ids.new_ones(1, len(ids))
+
+
+def generate_greedily(model: Any, ids: torch.Tensor, count: int, **settings: Any) -> list[int]:
+    """Greedy continuation of exactly ``count`` tokens, end tokens as good as any."""
+    with neutral_decoding(model):
+        out = model.generate(
+            ids[None],
+            attention_mask=all_columns(ids),
+            max_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+            **settings,
+        )
+    new: list[int] = out[0, -count:].tolist()
+    return new

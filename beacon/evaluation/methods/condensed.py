@@ -1,0 +1,82 @@
+"""Condensed reading: the wrapped model with its beacons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from beacon.evaluation.methods.greedy import Ids, all_columns, decode_greedily, generate_greedily, prompts
+from beacon.evaluation.methods.held import beacon_bytes, held_entries
+from beacon.evaluation.methods.interface import Method, Outcome, Progress
+
+
+@dataclass(frozen=True)
+class Beacon(Method):
+    """Condensed reading.
+
+    Args:
+        ratios: As in the model's forward; None for the configured policy.
+    """
+
+    ratios: int | tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """With its ratio where that is one number."""
+        return f"beacon, ratio {self.ratios}" if isinstance(self.ratios, int) else "beacon"
+
+    @torch.no_grad()
+    def read(self, model: Any, ids: torch.Tensor, keep: int, progress: Progress | None = None) -> Outcome:
+        cache, head = None, len(ids) - keep
+        known = {"ratios": self._given(), "expected_length": len(ids)}
+        if head:
+            cache = model.compress(ids[None, :head], progress=progress, **known)
+        out = model(ids[None, head:], past_key_values=cache, use_cache=True, attention_mask=all_columns(ids), **known)
+        return Outcome(out.logits[0], held_entries(out.past_key_values))
+
+    def continue_text(self, model: Any, ids: torch.Tensor, count: int) -> list[int]:
+        known = {"ratios": self._given(), "expected_length": len(ids) + count}
+        cache = model.compress(ids[None, :-1], **known) if len(ids) > 1 else None
+        settings = {} if cache is None else {"past_key_values": cache.fork()}
+        return generate_greedily(model, ids, count, **settings, **known)
+
+    @torch.no_grad()
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """As :meth:`Method.answers`; the length that a policy goes by is that with the longest question."""
+        context, questions = prompts(model, context_ids, question_ids_list)
+        longest = len(context) + max(map(len, questions), default=0) + max_new_tokens
+        known = {"ratios": self._given(), "expected_length": longest}
+        cache = model.compress(context[None], **known) if len(context) else None
+
+        def after(cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+            def logits(ids: torch.Tensor) -> torch.Tensor:
+                nonlocal cache
+                columns = len(ids) + (0 if cache is None else cache.get_seq_length())
+                seen = ids.new_ones(1, columns)  # all columns: these ids are new, whatever they begin with
+                out = model(
+                    ids[None], past_key_values=cache, use_cache=True, attention_mask=seen, logits_to_keep=1, **known
+                )
+                cache = out.past_key_values
+                last: torch.Tensor = out.logits[0, -1]
+                return last
+
+            return logits
+
+        forks = (None if cache is None else cache.fork() for _ in questions)
+        return [decode_greedily(after(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+
+    def held_bytes(self, model: Any, length: int) -> int:
+        return beacon_bytes(model, length, self._given())
+
+    def _given(self) -> int | list[int] | None:
+        return list(self.ratios) if isinstance(self.ratios, tuple) else self.ratios
