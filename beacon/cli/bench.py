@@ -11,6 +11,7 @@ from rich.markup import escape
 from beacon.cli.common import show_table
 from beacon.evaluation.report import Change, compare, summarise
 from beacon.evaluation.report.looks import look, number, place_value
+from beacon.evaluation.report.statistics import ENOUGH
 from beacon.evaluation.results import Results
 
 WORDS = {1: "better", -1: "WORSE", 0: ""}
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"{len(found.overall)} comparisons, of which {deciding} decide: {len(found.better)} better, {len(found.worse)} "
         f"worse, {lost} items lost. (p: paired bootstrap over texts, corrected for as many as decide, and in brackets, "
-        f"uncorrected, of what does not; items with *: too few texts, so judged by items. Worse counts from p < 0.05 "
-        f"and {100 * args.threshold:g} % on.)"
+        f"uncorrected, of what does not: fewer than {ENOUGH} texts never do. Worse counts from p < 0.05 and "
+        f"{100 * args.threshold:g} % on.)"
     )
     return 1 if found.regressed else 0
 
@@ -56,7 +57,7 @@ def _row(change: Change) -> list[str]:
         shown.write(difference.after),
         _change(change, shown.factor),
         number(change.p, 3) if change.decides else f"({number(change.p, 3)})",
-        str(difference.n) + ("*" if change.by_items else ""),
+        str(difference.n),
         (WORDS if change.decides else ASIDE)[change.moved],
     ]
 

@@ -6,9 +6,11 @@ import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -18,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import beacon
@@ -95,6 +98,14 @@ def progress_bars(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
         yield bars
+
+
+@contextmanager
+def no_inner_bars() -> Iterator[None]:
+    """Where libraries show no bars of their own (tqdm's), which would tear ours apart."""
+    shown = tqdm.__init__
+    with patch.object(tqdm, "__init__", partialmethod(shown, disable=True)):
+        yield
 
 
 def quiet(args: argparse.Namespace) -> None:

@@ -8,12 +8,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from beacon.cli.common import check_device, load_model, progress_bars, quiet, show_table
+from beacon.cli.common import check_device, load_model, no_inner_bars, progress_bars, quiet, show_table
 from beacon.evaluation.harness import SUITES
 from beacon.evaluation.harness.tasks import close_names
 from beacon.evaluation.methods import Method, check_method, make_method, named_option
@@ -76,13 +77,14 @@ def _measure(
     with progress_bars(console if os.environ.get("RANK", "0") == "0" else Console(quiet=True)) as bars:
         shown: dict[str, Any] = {}
 
-        def advance(what: str, done: int, total: int) -> None:
+        def advance(what: str, done: float, total: int) -> None:
             if what not in shown:
                 shown[what] = bars.add_task(what, total=total)
             bars.update(shown[what], completed=done, total=total)
 
         settings = {"options": options, "seed": args.seed, "overwrite": args.overwrite, "standard": others}
-        return run_suite(model, tokenizer, tasks, methods, args.out, advance, **settings)
+        with nullcontext() if args.debug else no_inner_bars():
+            return run_suite(model, tokenizer, tasks, methods, args.out, advance, **settings)
 
 
 def _settle_device(args: argparse.Namespace) -> None:

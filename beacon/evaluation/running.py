@@ -8,8 +8,8 @@ import random
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,12 +29,12 @@ from beacon.evaluation.results import (
     tokenizer_fingerprint,
 )
 from beacon.evaluation.standard import check_arguments, check_standard, run_standard, standard_files
-from beacon.evaluation.suite import Item, Task
+from beacon.evaluation.suite import Item, Result, Task
 from beacon.identity import base_fingerprint
 
 logger = logging.getLogger(__name__)
 
-Progress: TypeAlias = Callable[[str, int, int], None]
+Progress: TypeAlias = Callable[[str, float, int], None]
 
 RESERVED = ("harness", "figures")  # folders beside those of tasks
 
@@ -73,7 +73,8 @@ def run_suite(
 ) -> Totals:
     """Measure methods by tasks, as far as a folder does not hold it already.
 
-    Under ``accelerate launch`` items are shared out among the processes; the folder must be one that all see.
+    Under ``accelerate launch`` items are shared out among the processes, series of items as a whole; the folder must
+    be one that all see.
 
     Args:
         model: A wrapped model.
@@ -124,17 +125,18 @@ def run_suite(
     start = results.starts
     found = {(head.name, name): _finished(results, head, name) for head in heads for name in methods}
     together.wait()  # nobody adds a line while another one reads
-    share = [(task, item) for task in tasks for item in items[task.name][together.rank :: together.count]]
+    share = [(task, some) for task in tasks for some in _series(items[task.name])[together.rank :: together.count]]
     for name, method in methods.items():  # one after the other, for some hold models or processes of their own
-        pieces = [(task, item) for task, item in share if item.name not in found[task.name, name]]
-        for number, (task, item) in enumerate(pieces):
-            if progress is not None:
-                progress(name, number, len(pieces))
-            with _seeded(f"{seed}/{task.name}/{item.name}", model):
-                record = run_item(task, method, model, tokenizer, item)
-            results.append(task.name, name, replace(record, start=start), together.rank)
+        pieces = [(task, [i for i in some if i.name not in found[task.name, name]]) for task, some in share]
+        done, count = 0, sum(len(some) for _, some in pieces)
         if progress is not None:
-            progress(name, len(pieces), len(pieces))
+            progress(name, done, count)
+        for task, some in pieces:
+            for record in run_series(task, method, model, tokenizer, some, seed):
+                results.append(task.name, name, replace(record, start=start), together.rank)
+                done += 1
+                if progress is not None:
+                    progress(name, done, count)
         method.close(model)
     together.wait()
     statuses: list[str] = [
@@ -160,8 +162,48 @@ def model_settings(model: Any) -> dict[str, Any]:
     }
 
 
-def run_item(task: Task, method: Method, model: Any, tokenizer: Any, item: Item) -> Record:
-    """Let a method read an item, whatever comes of it."""
+def run_series(
+    task: Task, method: Method, model: Any, tokenizer: Any, items: Sequence[Item], seed: int = 0
+) -> Iterator[Record]:
+    """Let a method read items of one series, whatever comes of each; after one that went wrong the rest begins anew.
+
+    Each item begins with random numbers of its own, that depend on ``seed`` and its name only.
+
+    Args:
+        task: Whose items they are.
+        method: What reads.
+        model: A wrapped model.
+        tokenizer: Its tokenizer.
+        items: In their order.
+        seed: Of the random numbers.
+
+    Returns:
+        A record for each item, made when it is asked for.
+    """
+    rest = list(items)
+    while rest:
+        with closing(_results(task, method, model, tokenizer, tuple(rest))) as results:
+            went_well = True
+            while rest and went_well:
+                with _seeded(f"{seed}/{task.name}/{rest[0].name}", model):
+                    record = run_item(task, method, model, tokenizer, rest.pop(0), results)
+                went_well = record.status == "ok"
+                yield record
+
+
+def run_item(
+    task: Task, method: Method, model: Any, tokenizer: Any, item: Item, results: Iterator[Result] | None = None
+) -> Record:
+    """Let a method read an item, whatever comes of it.
+
+    Args:
+        task: Whose item it is.
+        method: What reads.
+        model: A wrapped model.
+        tokenizer: Its tokenizer.
+        item: The item.
+        results: Makes the results of a series, of which this item's is the next; None: it is run by itself.
+    """
     start = time.perf_counter()
 
     def record(**values: Any) -> Record:
@@ -169,7 +211,9 @@ def run_item(task: Task, method: Method, model: Any, tokenizer: Any, item: Item)
         return Record(item=item.name, place=dict(item.place), seconds=seconds, **values)
 
     try:
-        result = task.run(method, model, tokenizer, item)
+        result = task.run(method, model, tokenizer, item) if results is None else next(results, None)
+        if result is None:
+            raise RuntimeError(f"run_series of {task.name} must give a result for every item, got none for this one.")
         scores = {name: float(value) for name, value in result.scores.items()}
         return record(status="ok", scores=scores, output=result.output)
     except (CannotRun, NotImplementedError) as err:
@@ -181,6 +225,22 @@ def run_item(task: Task, method: Method, model: Any, tokenizer: Any, item: Item)
         reason = f"out of memory: {one_line(err)}"
     free_memory()
     return record(status="cannot-run", reason=reason, again=True)
+
+
+def _series(items: Sequence[Item]) -> list[list[Item]]:
+    """Items that are run together, in the order in which the first of each comes."""
+    found: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        key = ("item", item.name) if item.series is None else ("series", item.series)
+        found.setdefault(key, []).append(item)
+    return list(found.values())
+
+
+def _results(
+    task: Task, method: Method, model: Any, tokenizer: Any, items: Sequence[Item]
+) -> Generator[Result, None, None]:
+    """Of a series, begun when the first is asked for."""
+    yield from task.run_series(method, model, tokenizer, items)
 
 
 def _paths(tasks: Sequence[Task], methods: Mapping[str, Method]) -> dict[str, list[Path]]:

@@ -6,11 +6,14 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory
 from beacon.evaluation.harness import SUITES, evaluate_tasks
-from beacon.evaluation.harness.running import check_data, check_settings, length_metric, suite_mean
+from beacon.evaluation.harness.keeping import AnsweredElsewhere
+from beacon.evaluation.harness.reducing import suite_mean
+from beacon.evaluation.harness.running import check_data, check_settings, length_metric
 from beacon.evaluation.harness.tasks import choose, close_names, task_manager
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import Processes
@@ -19,7 +22,9 @@ from beacon.evaluation.results.entries import finished, of_parts, parts
 
 logger = logging.getLogger(__name__)
 
-READ_BY_METHODS = ("stock", "method", "ratios")  # arguments of `evaluate_tasks` that methods stand for
+SET_HERE = ("stock", "method", "ratios", "answers")  # arguments of `evaluate_tasks` that are none of a user's
+Progress: TypeAlias = Callable[[str, float, int], None]
+
 LENGTHS: Sequence[int] = inspect.signature(evaluate_tasks).parameters["lengths"].default
 
 
@@ -72,7 +77,7 @@ def check_arguments(tokenizer: Any, options: Mapping[str, Any]) -> None:
     known = [
         name
         for name, parameter in inspect.signature(evaluate_tasks).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in READ_BY_METHODS
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in SET_HERE
     ]
     for name in options:
         if name not in known:
@@ -129,7 +134,7 @@ def run_standard(
     results: Results,
     together: Processes,
     options: Mapping[str, Any],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     made: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -143,7 +148,7 @@ def run_standard(
         results: Where results are, or go to.
         together: The processes that share the work.
         options: Keyword arguments of :func:`beacon.evaluation.harness.evaluate_tasks`.
-        progress: Called with (what, pieces done by this process, pieces in all).
+        progress: Called with (what, pieces done by this process and the share of the next, pieces in all).
         made: What is written down beside each result: of which start it is.
         files: Fingerprints by task, from :func:`standard_files`.
 
@@ -157,20 +162,26 @@ def run_standard(
     pieces, found = _pieces(chosen, options), results.harness()
     left = [(name, piece) for name in methods for piece in pieces if not finished(piece.entry(found, name))]
     together.wait()  # nobody writes while another one reads
-    mine = left[together.rank :: together.count]
+    for number, (name, piece) in enumerate(left if together.count > 1 else []):  # answers are shared out by contexts
+        answers = results.answers(name, together.rank, together.count, partial(_tell, progress, number, len(left)))
+        _measure(model, tokenizer, piece, {**options, "method": methods[name], "answers": answers})
+        _close(methods, name, left[number + 1 :], model)
+    together.wait()
+    mine = left[together.rank :: together.count]  # and scoring by pieces
     for number, (name, piece) in enumerate(mine):
-        if progress is not None:
-            progress("standard tasks", number, len(mine))
-        measured = _measure(model, tokenizer, piece, {**options, "method": methods[name]})
+        tell = partial(_tell, progress, number, len(mine)) if together.count == 1 else None
+        answers = results.answers(name, together.rank, progress=tell)
+        measured = _measure(model, tokenizer, piece, {**options, "method": methods[name], "answers": answers})
         print_of_files = {"files": files[piece.task]} if files and piece.task in files else {}
         entry = {**measured["tasks"][piece.task], **print_of_files, **(made or {})}
         if piece.metric is not None:
             entry = of_parts({piece.metric: {**entry, "length": piece.length}})
+        for metric, scores in measured.pop("scores").get(piece.task, {}).items():
+            results.add_documents(name, piece.task, metric, scores, together.rank)
         results.add_harness(name, {**measured, "tasks": {piece.task: entry}, "method": name}, together.rank)
-        if name not in (following for following, _ in mine[number + 1 :]):
-            methods[name].close(model)
-    if progress is not None:
-        progress("standard tasks", len(mine), len(mine))
+        _close(methods, name, mine[number + 1 :], model)
+    if left:
+        _tell(progress, len(left), len(left), 0.0)
     together.wait()
     found = results.harness()
     if together.first:
@@ -179,6 +190,18 @@ def run_standard(
     together.wait()
     entries = [piece.entry(found, method) for method in methods for piece in pieces]
     return [entry.get("status", "ok") for entry in entries if entry is not None]
+
+
+def _tell(progress: Progress | None, done: int, count: int, share: float) -> None:
+    """Tell how many of the pieces are done, with the share of the one that is being measured."""
+    if progress is not None:
+        progress("standard tasks", done + share, count)
+
+
+def _close(methods: Mapping[str, Method], name: str, following: Sequence[tuple[str, Piece]], model: Any) -> None:
+    """Let a method go whose last piece it was."""
+    if name not in (other for other, _ in following):
+        methods[name].close(model)
 
 
 def _pieces(chosen: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> list[Piece]:
@@ -190,7 +213,7 @@ def _pieces(chosen: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> 
     return list(dict.fromkeys(pieces))
 
 
-def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What ``evaluate_tasks`` returns for one piece (but for suites), or why there is nothing."""
     again: dict[str, Any] = {}
     if piece.length is not None:
@@ -199,6 +222,9 @@ def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, An
         return {**evaluate_tasks(model, tokenizer, [piece.task], **settings), "suites": {}}
     except (ImportError, FileNotFoundError):  # for the user to mend
         raise
+    except AnsweredElsewhere as err:
+        status, reason = "cannot-run", f"other processes have not answered {err}"
+        again = {"again": True}
     except (CannotRun, NotImplementedError) as err:
         status, reason = "cannot-run", one_line(err) or "no reason was given"
         again = {"again": True} if may_pass(err) else {}
@@ -210,13 +236,15 @@ def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, An
             logger.warning("%s failed: %r", piece.task, err, exc_info=logger.isEnabledFor(logging.DEBUG))
     free_memory()
     entry = {"status": status, "reason": reason, **again, "documents": 0, "metrics": {}}
-    return {"tasks": {piece.task: entry}, "suites": {}}
+    return {"tasks": {piece.task: entry}, "suites": {}, "scores": {}}
 
 
 def _suites(tasks: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Means over the suites of which every task was measured."""
-    whole = {suite: names for suite, names in chosen.items() if suite and all(tasks[n]["metrics"] for n in names)}
-    return {
-        suite: {**suite_mean([tasks[name] for name in names], SUITES[suite].weighted), "members": list(names)}
-        for suite, names in whole.items()
-    }
+    found = {}
+    for suite, names in chosen.items():
+        if suite and all(tasks[name]["metrics"] for name in names):
+            weighted = SUITES[suite].weighted
+            mean = suite_mean([tasks[name] for name in names], weighted)
+            found[suite] = {**mean, "members": list(names), "weighted": weighted}
+    return found

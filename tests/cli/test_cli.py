@@ -211,3 +211,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert beacon.__version__ in capsys.readouterr().out
+
+
+def test_other_libraries_show_no_bars_beside_ours() -> None:
+    from tqdm import tqdm
+
+    from beacon.cli.common import no_inner_bars
+
+    with no_inner_bars():
+        assert tqdm(total=3).disable
+    assert not tqdm(total=3).disable

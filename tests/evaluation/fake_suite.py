@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,8 @@ class FakeNeedle(Task):
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
         for length, depth, sample in itertools.product(self.lengths, self.depths, range(self.samples)):
-            yield Item(f"length {length}, depth {depth}, sample {sample}", {"length": length, "depth": depth})
+            place = {"length": length, "depth": depth}
+            yield Item(f"length {length}, depth {depth}, sample {sample}", place, cluster=f"text {sample}")
 
     def run(self, method: Any, model: Any, tokenizer: Any, item: Item) -> Result:
         quality = method.quality(dict(item.place)) - 0.25 * (item.place["depth"] == 0.5)
@@ -79,7 +80,7 @@ class FakePerplexity(Task):
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
         for length, sample in itertools.product(self.lengths, range(self.samples)):
-            yield Item(f"length {length}, sample {sample}", {"length": length})
+            yield Item(f"length {length}, sample {sample}", {"length": length}, cluster=f"text {sample}")
 
     def run(self, method: Any, model: Any, tokenizer: Any, item: Item) -> Result:
         quality = method.quality(dict(item.place))
@@ -112,6 +113,33 @@ class FakeCost(Task):
         )
 
 
+@dataclass
+class FakeTurns(Task):
+    """Dialogues of three turns; what is answered in each depends on chance and its place alone."""
+
+    samples: int = 3
+    name: str = "turns"
+    metrics: dict[str, bool] = field(default_factory=lambda: {"found": True})
+    asked: list[list[str]] = field(default_factory=list)  # items of each call
+    errors: dict[str, Exception] = field(default_factory=dict)  # by item
+
+    def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
+        for turn, sample in itertools.product(
+            (1, 2, 3), range(self.samples)
+        ):  # turns of one are not next to each other
+            place = {"length": 1024, "turn": turn}
+            yield Item(f"turn {turn}, sample {sample}", place, series=f"sample {sample}", cluster=f"stretch {sample}")
+
+    def run(self, method: Any, model: Any, tokenizer: Any, item: Item) -> Result:
+        if item.name in self.errors:
+            raise self.errors[item.name]
+        return Result({"found": random.random() * method.quality(dict(item.place))}, str(float(torch.rand(()))))
+
+    def run_series(self, method: Any, model: Any, tokenizer: Any, items: Sequence[Item]) -> Iterator[Result]:
+        self.asked.append([item.name for item in items])
+        yield from super().run_series(method, model, tokenizer, items)
+
+
 def methods() -> dict[str, FakeMethod]:
     made = [
         FakeMethod("stock", 0.4, longest=4096),
@@ -137,7 +165,7 @@ def main() -> None:
     from beacon.evaluation.running import run_suite
 
     torch.set_num_threads(1)
-    run_suite(fake_model(), None, tasks(), methods(), sys.argv[1])
+    run_suite(fake_model(), None, [*tasks(), FakeTurns()], methods(), sys.argv[1])
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -227,7 +227,7 @@ def test_longbench(model, tokenizer, tmp_path, column) -> None:
             column: "The needle is ?",
             "context": long_text(400, number),
             "answers": ["yes", "no"],
-            "length": 400,
+            "length": (3999, 8000, 4000)[number],
             "dataset": "qasper",
             "language": "en",
             "all_classes": None,
@@ -243,20 +243,20 @@ def test_longbench(model, tokenizer, tmp_path, column) -> None:
     tasks = run(model, tokenizer, names, data=tmp_path)["tasks"]
     assert set(tasks) == set(names) and all(task["documents"] == 2 for task in tasks.values())
     assert set(tasks["longbench_qasper"]["metrics"]) == {"score", "qa_f1_score"}
+    parts = {f"{metric}, {part}" for metric in ("score", "qa_f1_score") for part in ("0-4k", "8k+")}
+    assert set(tasks["longbench_qasper_e"]["metrics"]) == {"score", "qa_f1_score", *parts}
     assert set(tasks["longbench_trec"]["metrics"]) == {"score", "classification_score"}
 
 
 def test_longbench2_reads_a_context_once(model, tokenizer, tmp_path, monkeypatch) -> None:
-    rows = [
-        {"context": long_text(900, n), "question": "The needle ?", "choices": ["yes", "no", "1", "2"], "answer": n}
-        for n in range(2)
-    ]
+    asked = {"question": "The needle ?", "choices": ["yes", "no", "1", "2"], "length": "short"}
+    rows = [{"context": long_text(900, n), **asked, "answer": n} for n in range(2)]
     write(tmp_path / "longbench-v2" / "detective" / "train.jsonl", rows)
     read = []
     inner = model.compress
     monkeypatch.setattr(model, "compress", lambda ids, *args, **kw: read.append(len(ids)) or inner(ids, *args, **kw))
     task = run(model, tokenizer, "longbench2_detective", data=tmp_path, batch_size=1)["tasks"]["longbench2_detective"]
-    assert task["documents"] == 2 and set(task["metrics"]) == {"acc"}
+    assert task["documents"] == 2 and set(task["metrics"]) == {"acc", "acc, short"}
     assert read == [1, 1]
 
 

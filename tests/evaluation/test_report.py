@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from beacon.evaluation.report import compare, estimate, paired, summarise, write_report
-from beacon.evaluation.report.clusters import cluster
 from beacon.evaluation.report.looks import look, number
 from beacon.evaluation.report.statistics import holm, normal
 from beacon.evaluation.report.summary import Summary, TaskSummary
@@ -146,17 +145,6 @@ def test_shares_without_an_error_have_that_of_both_together(error):
     assert normal(1.0, 1.0, error, (20, 20)).p == 1 and normal(1.0, 0.0, error, (0, 20)).p == 1
 
 
-def test_clusters_are_what_items_have_in_common():
-    assert cluster("book, document 3, length 4096", {"length": 4096, "source": "book"}) == "book, document 3"
-    assert cluster("length 8, depth 0.05, sample 1", {"length": 8, "depth": 0.05}) == "sample 1"
-    assert cluster("length 8, turn 2, sample 0", {"length": 8, "turn": 2}) == "sample 0"
-    assert cluster("length 8, topics 8, asked 4, sample 0", {"length": 8, "topics": 8, "asked": 4}) == (
-        "topics 8, sample 0"
-    )
-    assert cluster("qa, context 2", {"task": "qa"}) == "qa, context 2"
-    assert cluster("length 8", {"length": 8}) == "length 8"  # nothing else names it
-
-
 def test_items_of_one_document_are_no_more_sure_than_one():
     import numpy as np
 
@@ -165,7 +153,7 @@ def test_items_of_one_document_are_no_more_sure_than_one():
         math.sqrt(0.95) * random.normal(size=8)[documents] + math.sqrt(0.05) * random.normal(size=24)
         for _ in range(200)
     ]
-    names = [cluster(f"book, document {at}, length {n}", {"length": n}) for at in range(8) for n in (8, 16, 32)]
+    names = [f"document {at}" for at in range(8) for _ in range(3)]
     false = sum(paired([0.0] * 24, list(draw), clusters=names).p < 0.05 for draw in draws)
     assert 0 < false < 0.15 * 200
     assert sum(paired([0.0] * 24, list(draw)).p < 0.05 for draw in draws) > 0.25 * 200  # as if independent
@@ -551,13 +539,15 @@ def usual(run: Any, needle: Any = lambda at: 1.0, perplexity: Any = lambda docum
     import random
 
     found = []
-    hidden = [(f"length {n}, depth {d}, sample {s}", {"length": n, "depth": d}) for n, s, d in GRID]
+    hidden = [
+        (f"length {n}, depth {d}, sample {s}", {"length": n, "depth": d}, f"stretch, {s}, {d}") for n, s, d in GRID
+    ]
     texts = [
-        (f"python-library, document {at}, length {n}", {"length": n, "source": "python-library"})
+        (f"python-library, document {at}, length {n}", {"length": n, "source": "python-library"}, f"document {at}")
         for at in range(8)
         for n in (1024, 4096)
     ]
-    lengths = [(f"length {n}, sample 0", {"length": n}) for n in (1024, 4096)]
+    lengths = [(f"length {n}, sample 0", {"length": n}, "stretch 0") for n in (1024, 4096)]
     for name, metrics, items in (
         ("perplexity", {"perplexity": False, "nll": False}, texts),
         ("passkey", {"found": True, "digits": True}, hidden),
@@ -568,38 +558,68 @@ def usual(run: Any, needle: Any = lambda at: 1.0, perplexity: Any = lambda docum
         for method in METHODS:
             drawn = random.Random(f"{name}, {method}")
             records[method] = []
-            for at, (item, place) in enumerate(items):
+            for at, (item, place, _) in enumerate(items):
                 value = needle(at) if (name, method) == ("needle", "beacon") else 1.0
                 if name == "perplexity":
                     value = 9 * (perplexity(at // 2) if method == "beacon" else 1.0) * drawn.uniform(0.8, 1.2)
                 scores = {metric: math.log(value) if metric == "nll" else value for metric in metrics}
                 records[method].append(Record(item=item, place=place, status="ok", scores=scores))
-        found.append(TaskSummary(TaskHead(name, metrics, tuple(items)), records))
+        clusters = {item: text for item, _, text in items}
+        head = TaskHead(name, metrics, tuple((item, place) for item, place, _ in items), clusters)
+        found.append(TaskSummary(head, records))
     return Summary(run, found, {})
 
 
 RUN = {"settings": {}, "methods": list(METHODS), "starts": []}
 
 
-@pytest.mark.parametrize(
-    "falls", [lambda at: at % 2 == 0, lambda at: at >= 10, lambda at: GRID[at][2] < 0.25 or at % 10 in (1, 2, 8)]
-)
+@pytest.mark.parametrize("falls", [lambda at: at >= 10, lambda at: (at + at // 10) % 2 == 0])
 def test_a_large_fall_is_found_in_a_table_of_the_usual_size(falls):
+    """At one length, or on every text at one length of two."""
     before, after = usual(RUN), usual(RUN, needle=lambda at: float(not falls(at)))
     found = compare(before, after)
     assert len(found.overall) == 55
     decides = {(change.task, change.metric) for change in found.overall if change.decides}
     assert decides == {("perplexity", "perplexity"), ("passkey", "found"), ("needle", "found")}
     (worse,) = found.worse
-    assert (worse.task, worse.method, worse.by_items) == ("needle", "beacon", True) and found.regressed
-    assert worse.difference.after == 0.5 and worse.difference.clusters == 2
+    assert (worse.task, worse.method) == ("needle", "beacon") and found.regressed
+    assert worse.difference.after == 0.5 and worse.difference.clusters == 10
     assert not compare(after, before).regressed and compare(after, before).better
 
 
-def test_a_fall_on_one_text_of_two_is_not_sure():
-    found = compare(usual(RUN), usual(RUN, needle=lambda at: float(GRID[at][1])))
-    assert [change.difference.after for change in found.overall if change.task == "needle"].count(0.5) == 1
+@pytest.mark.parametrize("falls", [lambda at: at % 10 == 3, lambda at: GRID[at][2] == 0.5, lambda at: GRID[at][1] == 0])
+def test_a_fall_on_some_texts_is_not_sure(falls):
+    found = compare(usual(RUN), usual(RUN, needle=lambda at: float(not falls(at))))
+    assert [change.difference.after < 1 for change in found.overall if change.task == "needle"].count(True) == 1
     assert not found.regressed
+
+
+def few(summary: Summary, count: int, told: bool = True) -> Summary:
+    """Needles on so many texts."""
+    (task,) = (task for task in summary.tasks if task.name == "needle")
+    head = task.head
+    texts = {name: f"text {at % count}" for at, (name, _) in enumerate(head.items)} if told else {}
+    return Summary(summary.run, [TaskSummary(TaskHead(head.name, head.metrics, head.items, texts), task.records)], {})
+
+
+@pytest.mark.parametrize("count, decides", [(2, False), (5, False), (6, True)])
+def test_fewer_than_six_texts_never_decide(count, decides):
+    before, after = (few(usual(RUN, needle=lambda at, here=here: here), count) for here in (1.0, 0.0))
+    found = compare(before, after)
+    assert {change.decides for change in found.overall} == {decides} and not found.worse
+    (fallen,) = (change for change in found.overall if change.difference.after < change.difference.before)
+    assert fallen.difference.clusters == count and fallen.difference.p == 2 * 0.5**count
+    (group,) = (group for group in before.tasks[0].groups() if group.method == "beacon")
+    assert (group.metrics["found"].low is not None) == decides
+
+
+def test_folders_that_tell_no_texts():
+    """Every item is then a text of its own; where one folder tells, its texts count for both."""
+    before, after = (usual(RUN, needle=lambda at, here=here: here) for here in (1.0, 0.0))
+    assert {c.difference.clusters for c in compare(few(before, 1, False), few(after, 1, False)).overall} == {20}
+    for first, second in ((True, False), (False, True), (True, True)):
+        found = compare(few(before, 2, first), few(after, 2, second))
+        assert {change.difference.clusters for change in found.overall} == {2}
 
 
 def test_a_perplexity_that_rises_is_found_in_a_table_of_the_usual_size():

@@ -26,6 +26,7 @@ from beacon.evaluation.results import (
     tokenizer_fingerprint,
 )
 from beacon.evaluation.results.entries import added, better, finished, of_parts, parts
+from beacon.evaluation.suite import Item
 from tests.evaluation.fake_suite import FakeNeedle, fake_model
 
 HEAD = TaskHead("needle", {"accuracy": True}, (("a", {"length": 1}), ("b", {"length": 2})))
@@ -123,6 +124,25 @@ def test_a_record_of_another_place_is_not_the_item(tmp_path):
     results = begun(tmp_path)
     results.append("needle", "beacon:8", record("a", place={"length": 3}))
     assert results.records(HEAD, "beacon:8") == []
+
+
+def test_texts_that_items_share_are_kept(tmp_path):
+    task = FakeNeedle(lengths=(8, 16), depths=(0.5,))
+    items = list(task.items(None, None))
+    head = TaskHead.of(task, [*items, Item("alone", {"length": 8}), Item("text 0", {"length": 8})])
+    begun(tmp_path, head=head)
+    (again,) = Results(tmp_path).tasks()
+    assert again == head and list(again.clusters) == [item.name for item in items]
+    named = [again.cluster(name) for name, _ in again.items]
+    assert named[:4] == ["text 0", "text 1"] * 2 and len(set(named)) == 4  # a name is no text, though it is called so
+    Results(tmp_path).check(SETTINGS, {}, [head])
+    other = TaskHead(head.name, head.metrics, head.items, {**head.clusters, items[1].name: "text 2"})
+    with pytest.raises(ValueError, match=r"same items of needle, got .*sample 1\.cluster text 1 \(now text 2\)"):
+        Results(tmp_path).check(SETTINGS, {}, [other])
+    old = TaskHead(head.name, head.metrics, head.items)
+    with pytest.raises(ValueError, match=r"cluster text 0 \(now absent\)"):
+        Results(tmp_path).check(SETTINGS, {}, [old])
+    assert TaskHead.from_json(old.to_json()) == old and len({*map(old.cluster, dict(old.items))}) == len(old.items)
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path):

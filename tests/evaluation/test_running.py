@@ -17,9 +17,9 @@ import torch
 
 from beacon.evaluation.failures import CannotRun, NotAvailable
 from beacon.evaluation.results import Record, Results, append_record
-from beacon.evaluation.running import Totals, run_item, run_suite
+from beacon.evaluation.running import Totals, run_item, run_series, run_suite
 from beacon.evaluation.suite import Result
-from tests.evaluation.fake_suite import FakeCost, FakeMethod, FakeNeedle, fake_model, methods, tasks
+from tests.evaluation.fake_suite import FakeCost, FakeMethod, FakeNeedle, FakeTurns, fake_model, methods, tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -250,7 +250,7 @@ def make_standard(monkeypatch: pytest.MonkeyPatch, evaluate: Any) -> list[dict[s
         evaluate(**asked[-1])
         metrics = [str(n) for n in settings["lengths"]] if names[0].startswith("ruler") else ["acc"]
         found = {name: {"value": 0.5, "stderr": 0.1} for name in metrics}
-        return {"tasks": {names[0]: {"documents": 2, "metrics": found}}, "suites": {}, "limit": None}
+        return {"tasks": {names[0]: {"documents": 2, "metrics": found}}, "suites": {}, "scores": {}, "limit": None}
 
     monkeypatch.setattr(standard, "evaluate_tasks", run)
     monkeypatch.setattr(standard, "check_data", lambda tasks, **_: {})
@@ -377,7 +377,7 @@ def launch(folder: Path, command: list[str]) -> None:
 
 def test_two_processes_give_what_one_gives(wrapped, tmp_path):
     """With torchrun; a run by one process goes on in two."""
-    run_suite(wrapped, None, tasks(), methods(), tmp_path / "one")
+    run_suite(wrapped, None, [*tasks(), FakeTurns()], methods(), tmp_path / "one")
     begun = {**methods()}
     run_suite(wrapped, None, tasks()[:1], {"sliding-window": begun["sliding-window"]}, tmp_path / "two")
     launch(tmp_path / "two", ["torch.distributed.run", "--standalone", "--nproc-per-node=2"])
@@ -385,16 +385,20 @@ def test_two_processes_give_what_one_gives(wrapped, tmp_path):
     parts = {file.name: len(file.read_text().splitlines()) for file in (tmp_path / "two" / "needle").glob("*.jsonl")}
     assert parts["beacon.jsonl"] == parts["beacon.rank1.jsonl"] == 9
     assert not (tmp_path / "two" / "perplexity" / "sliding-window.rank1.jsonl").exists()
+    files = [tmp_path / "two" / "turns" / name for name in ("stock.jsonl", "stock.rank1.jsonl")]
+    items = [[json.loads(line)["item"] for line in file.read_text().splitlines()] for file in files]
+    turns = [[f"turn {turn}, sample {sample}" for sample in some for turn in (1, 2, 3)] for some in ((0, 2), (1,))]
+    assert items == turns  # no series is split
     starts = json.loads((tmp_path / "two" / "run.json").read_text())["starts"]
     assert [start["processes"] for start in starts] == [1, 2]
-    again = run_suite(wrapped, None, tasks(), methods(), tmp_path / "two")  # and goes on in one
+    again = run_suite(wrapped, None, [*tasks(), FakeTurns()], methods(), tmp_path / "two")  # and goes on in one
     assert again.failed == 0 and scores(tmp_path / "two") == scores(tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_accelerate_launch(wrapped, tmp_path):
     """`--multi_gpu` is what makes accelerate start several processes on one machine, also where there is no GPU."""
-    run_suite(wrapped, None, tasks(), methods(), tmp_path / "one")
+    run_suite(wrapped, None, [*tasks(), FakeTurns()], methods(), tmp_path / "one")
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     launch(tmp_path / "two", ["accelerate.commands.launch", *options, "--dynamo_backend", "no"])
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
@@ -407,3 +411,114 @@ def test_only_one_file_is_added_to(tmp_path):
     before = (tmp_path / "x.rank1.jsonl").read_bytes()
     append_record(tmp_path / "x.jsonl", Record(item="b", place={}, status="ok"))
     assert (tmp_path / "x.rank1.jsonl").read_bytes() == before
+
+
+# -- series ------------------------------------------------------------------------------------------------------------
+
+
+def turns(*numbers: int, sample: int) -> list[str]:
+    return [f"turn {number}, sample {sample}" for number in numbers]
+
+
+def test_a_series_is_run_at_once_and_in_its_order(wrapped, tmp_path):
+    task, said = FakeTurns(), []
+    one = {"beacon": methods()["beacon"]}
+    assert run_suite(wrapped, None, [task], one, tmp_path, lambda *told: said.append(told)) == Totals(9, 0, 0)
+    assert task.asked == [turns(1, 2, 3, sample=sample) for sample in range(3)]
+    lines = (tmp_path / "turns" / "beacon.jsonl").read_text().splitlines()
+    assert [json.loads(line)["item"] for line in lines] == [name for some in task.asked for name in some]
+    assert said == [("beacon", done, 9) for done in range(10)]
+    records = everything(tmp_path)["turns", "beacon"]
+    assert [record.item for record in records] == [item.name for item in task.items(None, None)]
+    for record, item in zip(records, task.items(None, None), strict=True):  # chance is that of the item
+        alone = next(run_series(task, one["beacon"], wrapped, None, [item]))
+        assert (record.scores, record.output) == (alone.scores, alone.output)
+
+
+@pytest.mark.parametrize(
+    "error, totals",
+    [
+        (CannotRun("too long"), Totals(8, 1, 0)),
+        (torch.OutOfMemoryError("CUDA out of memory"), Totals(8, 1, 0)),
+        (KeyError("a mistake"), Totals(8, 0, 1)),
+    ],
+)
+def test_a_series_goes_on_after_an_item_that_cannot_be_read(wrapped, tmp_path, error, totals):
+    broken, one = "turn 2, sample 1", {"beacon": methods()["beacon"]}
+    task = FakeTurns(errors={broken: error})
+    assert run_suite(wrapped, None, [task], one, tmp_path) == totals
+    assert task.asked[1:3] == [turns(1, 2, 3, sample=1), turns(3, sample=1)]
+    again = FakeTurns()
+    run_suite(wrapped, None, [again], one, tmp_path)
+    assert again.asked == ([] if isinstance(error, CannotRun) else [[broken]])  # what is done is not passed on
+    if again.asked:
+        run_suite(wrapped, None, [FakeTurns()], one, tmp_path / "without")
+        assert scores(tmp_path) == scores(tmp_path / "without")
+
+
+def test_every_item_of_a_series_fails_by_itself(wrapped, tmp_path):
+    errors = {name: KeyError(name) for name in turns(1, 2, 3, sample=0)}
+    task, one = FakeTurns(samples=1, errors=errors), {"beacon": methods()["beacon"]}
+    assert run_suite(wrapped, None, [task], one, tmp_path) == Totals(0, 0, 3)
+    assert [len(some) for some in task.asked] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_series_that_is_killed_keeps_what_was_done(wrapped, tmp_path, stop, monkeypatch):
+    count, one, run = 0, {"beacon": methods()["beacon"]}, FakeTurns.run
+
+    def killed(*args: Any) -> Result:
+        nonlocal count
+        if count == stop:
+            raise KeyboardInterrupt
+        count += 1
+        return run(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeTurns, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(wrapped, None, [FakeTurns()], one, tmp_path)
+    assert len(everything(tmp_path).get(("turns", "beacon"), [])) == stop
+    task = FakeTurns()
+    run_suite(wrapped, None, [task], one, tmp_path)
+    assert sum(map(len, task.asked)) == 9 - stop
+    run_suite(wrapped, None, [FakeTurns()], one, tmp_path / "whole")
+    assert scores(tmp_path) == scores(tmp_path / "whole")
+
+
+def test_what_a_series_holds_is_let_go_before_the_next(wrapped, tmp_path):
+    held: list[str] = []
+
+    class Holding(FakeTurns):
+        def run_series(self, method: Any, model: Any, tokenizer: Any, items: Any) -> Any:
+            assert not held
+            held.append(items[0].name)
+            try:
+                yield from super().run_series(method, model, tokenizer, items)
+                pytest.fail("no more is asked for than there is")
+            finally:
+                held.clear()
+
+    assert run_suite(wrapped, None, [Holding()], {"beacon": methods()["beacon"]}, tmp_path).failed == 0
+    assert not held
+
+
+def test_a_series_that_gives_too_few_results_is_a_mistake(wrapped):
+    class Short(FakeTurns):
+        def run_series(self, method: Any, model: Any, tokenizer: Any, items: Any) -> Any:
+            yield from list(super().run_series(method, model, tokenizer, items))[:1]
+
+    task = Short(samples=1)
+    records = list(run_series(task, methods()["beacon"], wrapped, None, list(task.items(None, None))))
+    assert [record.status for record in records] == ["ok", "failed", "ok"]  # the third was asked for anew
+    assert "must give a result for every item" in records[1].reason
+
+
+def test_an_error_of_a_series_before_its_first_item(wrapped):
+    class Refusing(FakeTurns):
+        def run_series(self, *_: Any) -> Any:
+            raise CannotRun("no dialogues")
+
+    task = Refusing(samples=1)
+    records = list(run_series(task, methods()["beacon"], wrapped, None, list(task.items(None, None))))
+    assert [(record.status, record.reason) for record in records] == [("cannot-run", "no dialogues")] * 3

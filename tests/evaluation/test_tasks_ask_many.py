@@ -90,6 +90,8 @@ def test_items(data, tokenizer):
     ]
     assert items == list(make_task("ask-many", data=str(data)).items(None, tokenizer))
     assert CODE[:20] not in str(items)
+    first, same, other = (item.cluster for item in items)
+    assert first == same and len({first, other, None}) == 3
     assert [item.name for item in make_task("ask-many", data=data, limit=1).items(None, tokenizer)] == [
         "names, context 1",
         "dogs, context 1",

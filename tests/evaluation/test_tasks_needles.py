@@ -8,11 +8,13 @@ import torch
 from transformers import AutoTokenizer
 
 import beacon
-from beacon.evaluation.methods import Method
+from beacon.evaluation.methods import Beacon, Dialogue, Method, SlidingWindow, Stock, TruncateLeft
+from beacon.evaluation.report.statistics import ENOUGH
 from beacon.evaluation.tasks import make_task
 from beacon.evaluation.tasks.haystack import Haystack, _across
 from beacon.evaluation.tasks.hiding import NAMES
-from beacon.evaluation.tasks.prompts import frame, opening, openings
+from beacon.evaluation.tasks.needle import new_tokens
+from beacon.evaluation.tasks.prompts import ask, frame, opening, openings
 from beacon.evaluation.tasks.topics import TOPICS
 from beacon.evaluation.text import encode
 from tests.evaluation.tiny import CODE, tiny_llama
@@ -167,7 +169,7 @@ def test_needles_stand_where_they_are_asked_to_be(text, tokenizer):
         line = next(line for line in lines if line.startswith("# the number of "))
         assert line.endswith(prompt.answers[0]) and told.count(line) == 1
         assert told.index(line) / len(told) == pytest.approx(item.place["depth"], abs=0.05)
-        assert (CODE * 5).startswith("\n".join(other for other in lines if other is not line)[:1000])
+        assert "\n".join(other for other in lines if other is not line)[:1000] in CODE * 5
 
 
 def test_a_text_without_lines(tmp_path, tokenizer):
@@ -298,7 +300,7 @@ def test_every_sample_has_another_stretch(tmp_path, tokenizer):
     assert sorted(_across(100, 30, number) for number in range(3, 71)) == [s for s in range(71) if s % 30]
     found = [_across(1000, 700, number) for number in range(1, 6)]
     assert found[0] == 300 and min(abs(a - b) for a in found for b in found if a != b) > 30
-    with pytest.raises(ValueError, match=rf"got {total}; the longest possible is {total - 1} with 2 samples"):
+    with pytest.raises(ValueError, match=rf"got {total}; the longest possible is {total - 1} with 2 stretches"):
         Haystack(tmp_path).stretch(tokenizer, total, 1)
 
 
@@ -306,9 +308,37 @@ def test_samples_that_the_text_does_not_hold_are_refused_at_once(tmp_path, token
     (tmp_path / "code.py").write_text(CODE)
     total = len(encode(tokenizer, CODE.rstrip("\n") + "\n"))
     options = {"lengths": [total], "data": tmp_path}
-    with pytest.raises(ValueError, match=rf"the longest possible is {total - 2} with 3 samples, each of another text"):
+    with pytest.raises(ValueError, match=rf"is {total - 14} with 15 stretches, each of which begins elsewhere"):
         make_task("passkey", samples=3, **options).items(model, tokenizer)
+    options["lengths"] = [total - 4]
     assert len(list(make_task("passkey", samples=3, limit=5, **options).items(model, tokenizer))) == 5
+    with pytest.raises(ValueError, match="with 6 stretches"):
+        make_task("passkey", samples=3, limit=6, **options).items(model, tokenizer)
+    options["lengths"] = [total - 2]
+    assert len(list(make_task("multi-turn", samples=3, turns=5, **options).items(model, tokenizer))) == 15
+
+
+def test_every_depth_has_another_stretch(text, tokenizer, model):
+    task = make_task("needle", lengths=[110, 140], depths=[0.1, 0.5, 0.9], samples=2, data=text)
+    items, last = list(task.items(model, tokenizer)), -1
+    for at, item in enumerate(items):
+        number = at % 6
+        assert (item.cluster, item.content["stretch"], item.series) == (f"stretch {number}", number, None)
+        told = tokenizer.decode(task.prompt(tokenizer, item).text)
+        names = [int(found) for found in re.findall(r"function_(\d+)\(", told)]
+        if number:
+            assert names[-1] > last and names[0] >= last, names  # further on in the text, not where others are
+        last = names[-1]
+    few = make_task("needle", lengths=[110], depths=[0.1, 0.5, 0.9], samples=2, limit=2, data=text)
+    assert list(few.items(model, tokenizer)) == [items[0], items[2]]  # the same ones, however many there are
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_there_are_enough_texts_to_tell_anything(name, text, tokenizer, model):
+    items = list(make_task(name, lengths=[500, 700], data=text).items(model, tokenizer))
+    for length in (500, 700):
+        clusters = {item.cluster for item in items if item.place["length"] == length}
+        assert len(clusters) >= ENOUGH and clusters == {item.cluster for item in items}
 
 
 def test_a_limit_spreads_over_depths(text, tokenizer, model):
@@ -345,3 +375,80 @@ def test_the_standard_library_is_the_usual_text(tokenizer):
     task = make_task("needle", lengths=[2000], samples=2, depths=0.5)
     first, second = (tokenizer.decode(task.prompt(tokenizer, item).text) for item in task.items(None, tokenizer))
     assert first != second and "\n# the number of " in first and "import" in first
+
+
+# -- dialogues --------------------------------------------------------------------------------------------------------
+
+
+class Listening(Knowing):
+    """Notes what is read and asked."""
+
+    def dialogue(self, model, expected_length=None):
+        method = self
+
+        class Noting(Dialogue):
+            def __init__(self):
+                method.begun.append((expected_length, []))
+                self.heard = torch.zeros(0, dtype=torch.int64)
+
+            def read(self, ids):
+                method.begun[-1][1].append(("read", len(ids)))
+                self.heard = torch.cat([self.heard, ids])
+
+            def answer(self, question_ids, max_new_tokens, end_ids=()):
+                method.begun[-1][1].append(("asked", len(question_ids)))
+                method.whole.append(torch.cat([self.heard, question_ids]))
+                return method._answer(method.whole[-1])[:max_new_tokens]
+
+        return Noting()
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.begun, self.whole = [], []
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chosen", [[0, 1, 2], [1, 2], [0, 2], [2], [0, 1, 2, 3, 4, 5], [2, 0], [1, 4], [1, 1]])
+def test_a_dialogue_is_read_once_and_asked_as_turns_are_alone(chosen, chat, text, tokenizer, model, monkeypatch):
+    if chat:
+        monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    task = make_task("multi-turn", lengths=[400, 500], turns=3, samples=1, data=text, chat_template=chat)
+    items = [list(task.items(model, tokenizer))[at] for at in chosen]
+    method = Listening(tokenizer)
+    results = list(task.run_series(method, model, tokenizer, items))
+    assert [result.scores["found"] for result in results] == [1.0] * len(items)
+    for item, whole in zip(items, method.whole, strict=True):
+        prompt = task.prompt(tokenizer, item)
+        assert torch.equal(whole, torch.cat([prompt.text, *prompt.questions]))
+    again = {(0, 1, 2, 3, 4, 5): 2, (2, 0): 2, (1, 4): 2}.get(tuple(chosen), 1)  # other texts, and turns back
+    assert len(method.begun) == again
+    for expected_length, done in method.begun:
+        read = sum(count for what, count in done if what == "read")
+        assert read + max(count for what, count in done if what == "asked") + 1 <= expected_length < 1.5 * read
+
+
+def test_turns_in_a_live_dialogue_are_answered_as_alone(text, tokenizer, model):
+    task = make_task("multi-turn", lengths=[300], turns=4, samples=2, data=text)
+    items = list(task.items(model, tokenizer))
+    assert [item.series for item in items] == ["length 300, sample 0"] * 4 + ["length 300, sample 1"] * 4
+    assert [item.cluster for item in items] == ["stretch 0"] * 4 + ["stretch 1"] * 4
+    for method in (Beacon(4), Stock(), SlidingWindow(20), TruncateLeft(tokenizer)):
+        alone = [task.run(method, model, tokenizer, item).output for item in items]
+        assert [result.output for result in task.run_series(method, model, tokenizer, items)] == alone
+        for item, output in list(zip(items, alone))[:3]:
+            prompt = task.prompt(tokenizer, item)
+            assert ask(
+                method, model, tokenizer, prompt.text, prompt.questions, new_tokens(tokenizer, prompt.answers, False)
+            ) == [output]
+
+
+def test_later_turns_read_little(text, tokenizer, model):
+    task = make_task("multi-turn", lengths=[900], turns=3, samples=1, data=text)
+    seen: list[int] = []
+    handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    read = []
+    for _ in task.run_series(Stock(), model, tokenizer, list(task.items(model, tokenizer))):
+        read.append(sum(seen))
+        seen.clear()
+    handle.remove()
+    assert read[0] > 850 and all(count < 100 for count in read[1:]), read

@@ -195,6 +195,8 @@ def test_all_sources(data, tokenizer, model):
     counts = {"pg19": 2, "proof-pile": 1, "codeparrot": 2, "own": 2, "python-library": 2}
     assert [item.place["source"] for item in items] == [name for name, n in counts.items() for _ in range(2 * n)]
     assert items == list(task.items(model, tokenizer)) and len({item.name for item in items}) == len(items)
+    assert [item.cluster for item in items[::2]] == [item.cluster for item in items[1::2]]  # of both lengths
+    assert len({item.cluster for item in items} - {None}) == len(items) // 2
     named = make_task("perplexity", data=data, lengths=[120], targets=30, limit=1).items(model, tokenizer)
     assert [item.place["source"] for item in named] == ["pg19", "proof-pile", "codeparrot"]
     for item in items[::2]:

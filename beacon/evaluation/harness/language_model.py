@@ -375,7 +375,10 @@ class BeaconRequests:
     def _bar(self, total: int, what: str, hidden: bool) -> Any:
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=what, disable=hidden or self.rank != 0)
+        settings = (
+            {"disable": True} if hidden or self.rank else {}
+        )  # else tqdm's own default, which a caller may change
+        return tqdm(total=total, desc=what, **settings)
 
 
 def check_chat_template(tokenizer: Any) -> None:

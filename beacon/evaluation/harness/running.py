@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from beacon.evaluation.harness.babilong import babilong_files, babilong_overrides, length_name
+from beacon.evaluation.harness.keeping import AnswerStore, KeepingLM
 from beacon.evaluation.harness.language_model import beacon_lm, check_chat_template
 from beacon.evaluation.harness.local_data import hub_name, local_overrides
+from beacon.evaluation.harness.reducing import reduced
 from beacon.evaluation.harness.ruler import punkt_found, ruler_overrides, source_files
 from beacon.evaluation.harness.tasks import SUITES, choose, suite_of, task_manager
 from beacon.evaluation.methods import Method, make_method
@@ -37,6 +38,7 @@ def evaluate_tasks(
     chat_template: bool = False,
     max_length: int | None = None,
     method: str | Method | None = None,
+    answers: AnswerStore | None = None,
 ) -> dict[str, Any]:
     """Measure a model on standard tasks.
 
@@ -56,14 +58,18 @@ def evaluate_tasks(
         max_length: Longest text, of which the end is read; None sets no limit.
         method: Measure a baseline in place of the beacons, by name (``yarn``, ``truncate-middle``; see
             :func:`beacon.evaluation.make_method`) or a method itself.
+        answers: Keeps answers as they are given; those that it has are not asked for again.
 
     Returns:
         What can be written as JSON: ``method``, ``ratios``, ``limit``, ``harness`` (its version); ``tasks``, each by
         its name with ``documents`` (of one length, where there are several), ``shots``, ``version``, and ``metrics``
         by name with ``value`` and ``stderr`` (None after a single document); ``suites``, each by its name with
-        ``documents``, ``tasks`` (how many) and ``metrics`` in the same way: means over the suite's tasks.
+        ``documents``, ``tasks`` (how many) and ``metrics`` in the same way: means over the suite's tasks; ``scores``,
+        each task's by metric and document (a fingerprint), where the metric is their mean. LongBench's tasks tell
+        metrics by length as well, in words (``score, 0-4k``; those of LongBench v2 ``acc, short``).
 
     Raises:
+        AnsweredElsewhere: ``answers`` leaves some to other processes; this one's share is kept.
         CannotRun: The method cannot read a text of these tasks, and why.
         FileNotFoundError: Data is missing; says what to put where.
         ImportError: The harness is not installed.
@@ -91,13 +97,14 @@ def evaluate_tasks(
         own = copy.deepcopy(tokenizer)  # the harness gives one without a pad token some other token for it
         way = {"ratios": ratios, "stock": stock, "method": made or method}
         lm = beacon_lm()(model, tokenizer=own, batch_size=batch_size, max_length=max_length, **way)
-        results = _run(lm, manager, specs, limit, chat_template, folder)
+        asked = lm if answers is None else KeepingLM(lm, answers)
+        results = _run(asked, manager, specs, limit, chat_template, folder)
     finally:
         model.train(was_training)
         if made is not None:
             made.close(model)
     name = method if isinstance(method, str) else method.name if method is not None else "stock" if stock else "beacon"
-    return {**_reduced(results, chosen), "method": name, "ratios": lm.ratios, "limit": limit}
+    return {**reduced(results, chosen, manager), "method": name, "ratios": lm.ratios, "limit": limit}
 
 
 def check_settings(
@@ -253,7 +260,7 @@ def _run(
         lm,
         {"tasks": loaded["tasks"], "groups": {}},
         samples=samples,
-        log_samples=False,
+        log_samples=True,
         apply_chat_template=chat_template,
         fewshot_as_multiturn=chat_template,
     )
@@ -284,54 +291,3 @@ def _first(task: Any, limit: int) -> list[int]:
         if seen[length] <= limit:
             chosen.append(number)
     return chosen
-
-
-def _reduced(results: Mapping[str, Any], chosen: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The harness's results, without what no report reads."""
-    import lm_eval
-
-    tasks = {
-        name: {
-            "documents": results["n-samples"][name]["effective"],
-            "shots": results["n-shot"].get(name, 0),
-            "version": results["versions"].get(name),
-            "metrics": _metrics(measured),
-        }
-        for name, measured in results["results"].items()
-    }
-    suites = {
-        suite: suite_mean([tasks[name] for name in names], SUITES[suite].weighted)
-        for suite, names in chosen.items()
-        if suite
-    }
-    return {"harness": lm_eval.__version__, "tasks": tasks, "suites": suites}
-
-
-def _metrics(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Values and standard errors by metric; filters but ``none`` stay part of the name."""
-    found: dict[str, dict[str, float | None]] = {}
-    for key, value in measured.items():
-        metric, comma, kind = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
-        stderr = measured.get(f"{metric}_stderr,{kind}")
-        name = metric if kind == "none" else key
-        found[name] = {"value": float(value), "stderr": float(stderr) if isinstance(stderr, (int, float)) else None}
-    return found
-
-
-def suite_mean(tasks: Sequence[Mapping[str, Any]], weighted: bool) -> dict[str, Any]:
-    """Means of the metrics that all tasks of a suite have; tasks are independent, so their errors add in squares."""
-    documents = sum(task["documents"] for task in tasks)
-    weights = [task["documents"] / documents if weighted else 1 / len(tasks) for task in tasks]
-    common = [name for name in tasks[0]["metrics"] if all(name in task["metrics"] for task in tasks)]
-    metrics = {}
-    for name in common:
-        values = [task["metrics"][name]["value"] for task in tasks]
-        errors = [task["metrics"][name]["stderr"] for task in tasks]
-        known = None not in errors
-        metrics[name] = {
-            "value": sum(weight * value for weight, value in zip(weights, values, strict=True)),
-            "stderr": math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))) if known else None,
-        }
-    return {"documents": documents, "tasks": len(tasks), "metrics": metrics}

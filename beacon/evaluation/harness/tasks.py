@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,41 @@ class Suite:
         pattern: Regular expression that the whole name of each matches.
         weighted: The suite's mean weighs tasks by their documents; else each counts alike.
         by_length: Every task is measured at every length asked for.
+        part: Names the part of a suite that a document belongs to, if any; metrics are told for each as well.
     """
 
     folder: str
     pattern: str = ".*"
     weighted: bool = False
     by_length: bool = False
+    part: Callable[[Mapping[str, Any]], str | None] | None = None
+
+
+def words_of_longbench(document: Mapping[str, Any]) -> str | None:
+    """The part of LongBench-E that a document belongs to, by its length in words.
+
+    Source: LongBench, arXiv 2308.14508, section 3.2.
+    """
+    words = document.get("length")
+    if not isinstance(words, int):
+        return None
+    return "0-4k" if words < 4000 else "4-8k" if words < 8000 else "8k+"
+
+
+def length_of_longbench2(document: Mapping[str, Any]) -> str | None:
+    """``short``, ``medium`` or ``long``, as the data set says it: to 32k, to 128k, or more words.
+
+    Source: LongBench v2, arXiv 2412.15204, section 3.
+    """
+    length = document.get("length")
+    return length if isinstance(length, str) else None
 
 
 SUITES: dict[str, Suite] = {
     "ruler": Suite("ruler", by_length=True),
     "longbench": Suite("longbench", r".*(?<!_e)"),
-    "longbench_e": Suite("longbench", r".*_e"),
-    "longbench2": Suite("longbench2", weighted=True),
+    "longbench_e": Suite("longbench", r".*_e", part=words_of_longbench),
+    "longbench2": Suite("longbench2", weighted=True, part=length_of_longbench2),
     "infinitebench": Suite("infinitebench"),
     "babilong": Suite("babilong", r"babilong_qa[1-5]", by_length=True),  # the others are published as short texts only
     "mmlu": Suite("mmlu/default", weighted=True),

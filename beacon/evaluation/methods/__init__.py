@@ -5,6 +5,7 @@
 
 from beacon.evaluation.methods.by_name import METHODS, check_method, make_method, method_form, named_option
 from beacon.evaluation.methods.condensed import Beacon
+from beacon.evaluation.methods.dialogue import Dialogue
 from beacon.evaluation.methods.fine_tuned import FineTuned
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
 from beacon.evaluation.methods.kvpress import KVPress
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "Beacon",
     "BeaconPolicy",
+    "Dialogue",
     "FineTuned",
     "KVPress",
     "Method",

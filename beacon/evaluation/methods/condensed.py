@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from beacon.evaluation.methods.dialogue import Dialogue, Growing
 from beacon.evaluation.methods.greedy import Ids, all_columns, decode_greedily, generate_greedily, prompts
 from beacon.evaluation.methods.held import beacon_bytes, held_entries
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
@@ -57,26 +58,59 @@ class Beacon(Method):
         longest = len(context) + max(map(len, questions), default=0) + max_new_tokens
         known = {"ratios": self._given(), "expected_length": longest}
         cache = model.compress(context[None], **known) if len(context) else None
+        forks = (_after(model, cache, known) for _ in questions)
+        return [decode_greedily(own, q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
 
-        def after(cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-            def logits(ids: torch.Tensor) -> torch.Tensor:
-                nonlocal cache
-                columns = len(ids) + (0 if cache is None else cache.get_seq_length())
-                seen = ids.new_ones(1, columns)  # all columns: these ids are new, whatever they begin with
-                out = model(
-                    ids[None], past_key_values=cache, use_cache=True, attention_mask=seen, logits_to_keep=1, **known
-                )
-                cache = out.past_key_values
-                last: torch.Tensor = out.logits[0, -1]
-                return last
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """As :meth:`Method.dialogue`; ratios that are not given are those of a text of ``expected_length`` tokens.
 
-            return logits
-
-        forks = (None if cache is None else cache.fork() for _ in questions)
-        return [decode_greedily(after(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+        Without it the policy goes by what has been read whenever a window ends, as in the model's forward.
+        """
+        return _Condensed(model, {"ratios": self._given(), "expected_length": expected_length})
 
     def held_bytes(self, model: Any, length: int) -> int:
         return beacon_bytes(model, length, self._given())
 
     def _given(self) -> int | list[int] | None:
         return list(self.ratios) if isinstance(self.ratios, tuple) else self.ratios
+
+
+class _Condensed(Growing):
+    """A :class:`beacon.BeaconCache` that grows.
+
+    Args:
+        model: A wrapped model.
+        known: ``ratios`` and ``expected_length``, as in the model's forward.
+    """
+
+    def __init__(self, model: Any, known: Mapping[str, Any]) -> None:
+        super().__init__(model)
+        self._known = known
+        self._cache: Any = None
+
+    def _grow(self, ids: torch.Tensor) -> None:
+        # Left as it is by a call that fails.
+        self._cache = self._model.compress(ids[None], _columns(self._cache, ids), self._cache, **self._known)
+
+    def _fork(self, ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return _after(self._model, self._cache, self._known)
+
+
+def _after(model: Any, cache: Any, known: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What reads on after a cache (None: from the beginning) and foresees, for :func:`decode_greedily`."""
+    own = None if cache is None else cache.fork()
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        nonlocal own
+        seen = _columns(own, ids)
+        out = model(ids[None], past_key_values=own, use_cache=True, attention_mask=seen, logits_to_keep=1, **known)
+        own = out.past_key_values
+        last: torch.Tensor = out.logits[0, -1]
+        return last
+
+    return logits
+
+
+def _columns(cache: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A mask over all columns ``[1, n]``: says that ids given with a cache are new, whatever they begin with."""
+    return ids.new_ones(1, len(ids) + (0 if cache is None else cache.get_seq_length()))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.dialogue import Dialogue
 from beacon.evaluation.methods.greedy import Ids, eos_ids
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
 from beacon.evaluation.methods.stock import Stock
@@ -65,8 +66,16 @@ class FineTuned(Method):
             CannotRun: It cannot be loaded.
         """
         own = self._own(model)
-        ends = sorted({*end_ids, *eos_ids(own.generation_config, own.config)}) if end_ids else ()
-        return Stock().answers(own, context_ids, question_ids_list, max_new_tokens, ends)
+        return Stock().answers(own, context_ids, question_ids_list, max_new_tokens, _ends(own, end_ids))
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """As :meth:`Method.dialogue`; its own end tokens end an answer as in :meth:`answers`.
+
+        Raises:
+            CannotRun: It cannot be loaded.
+        """
+        own = self._own(model)
+        return _Ending(Stock().dialogue(own), own)
 
     def held_bytes(self, model: Any, length: int) -> int:
         return Stock().held_bytes(self._own(model), length)
@@ -89,3 +98,22 @@ class FineTuned(Method):
                 )
             self._loaded = own.to(home_of(base)).eval()
         return self._loaded
+
+
+@dataclass(frozen=True)
+class _Ending(Dialogue):
+    """A dialogue whose answers end by the end tokens of a model, too."""
+
+    inner: Dialogue
+    model: Any
+
+    def read(self, ids: Ids) -> None:
+        self.inner.read(ids)
+
+    def answer(self, question_ids: Ids, max_new_tokens: int, end_ids: Sequence[int] = ()) -> list[int]:
+        return self.inner.answer(question_ids, max_new_tokens, _ends(self.model, end_ids))
+
+
+def _ends(model: Any, end_ids: Sequence[int]) -> Sequence[int]:
+    """Tokens that end an answer, with the model's own where anything is to end it."""
+    return sorted({*end_ids, *eos_ids(model.generation_config, model.config)}) if end_ids else ()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 
+from beacon.evaluation.methods.dialogue import Dialogue, Reread
 from beacon.evaluation.methods.greedy import Ids, cut, prompts
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -92,6 +94,24 @@ class Method(ABC):
         context, questions = prompts(model, context_ids, question_ids_list)
         texts = [torch.cat([context, question]) for question in questions]
         return [cut(self.continue_text(model, text, max_new_tokens), end_ids) for text in texts]
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """Begin a dialogue: text, questions and answers, one after the other. Where a method can, it reads each once.
+
+        An answer is that of :meth:`answers` to a question after all that has been read.
+
+        Args:
+            model: A wrapped model.
+            expected_length: Tokens that all of it will have, answers included. Only what reads by the length of a text
+                (ratio policies) looks at it, and then goes by it from the first token on.
+
+        Returns:
+            The dialogue, in which nothing has been read.
+
+        Raises:
+            CannotRun: It cannot read with this model, and why.
+        """
+        return Reread(partial(self.answers, model))
 
     def held_bytes(self, model: Any, length: int) -> int | None:
         """Bytes of keys and values that are held, in all layers, when so many tokens have been read.

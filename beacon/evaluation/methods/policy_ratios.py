@@ -12,6 +12,7 @@ from beacon.cache import BeaconCache
 from beacon.config import POLICIES, check_choice
 from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.methods.condensed import Beacon
+from beacon.evaluation.methods.dialogue import Dialogue
 from beacon.evaluation.methods.greedy import Ids, prompts
 from beacon.evaluation.methods.held import beacon_bytes
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
@@ -86,6 +87,16 @@ class BeaconPolicy(Method):
             method = Beacon(tuple(ratios))
             answers += method.answers(model, context, [question], max_new_tokens, end_ids)
         return answers
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """As :meth:`Method.dialogue`, with the ratios of a text of ``expected_length`` tokens.
+
+        Longer ones are refused with a ValueError. All is read anew without an expected length, and by ``retrieval``,
+        whose ratios are those of a question.
+        """
+        if self.policy == "retrieval" or expected_length is None:
+            return super().dialogue(model)
+        return Beacon(self._ratios(model, expected_length)).dialogue(model, expected_length)
 
     def held_bytes(self, model: Any, length: int) -> int:
         """As :meth:`Method.held_bytes`; of ``retrieval`` where a question points at as many windows as it may."""

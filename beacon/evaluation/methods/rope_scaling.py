@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from beacon.evaluation.failures import CannotRun
+from beacon.evaluation.methods.dialogue import Dialogue
 from beacon.evaluation.methods.greedy import Ids, prompts
 from beacon.evaluation.methods.held import native_context, stock_bytes
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
@@ -102,6 +103,16 @@ class RopeScaled(Method):
             asked = [questions[number] for number in numbers]
             answers |= zip(numbers, Stock().answers(twin, context, asked, max_new_tokens, end_ids))
         return [answers[number] for number in range(len(questions))]
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """As :meth:`Method.dialogue`; read anew unless the factor is given, for else it changes with the length.
+
+        Raises:
+            NotRescalable: The model's rope type is not ``default``.
+        """
+        if self.kind == "dynamic" or self.factor is None:
+            return super().dialogue(model)
+        return Stock().dialogue(self._rescaled(model, native_context(model)))
 
     def held_bytes(self, model: Any, length: int) -> int:
         return stock_bytes(model, length)

@@ -26,6 +26,7 @@ import torch
 
 from beacon.attention import AttentionInputs, Outputs
 from beacon.attention.inputs import part, within
+from beacon.evaluation.methods.dialogue import Dialogue, Growing
 from beacon.evaluation.methods.greedy import Ids, decode_greedily, prompts
 from beacon.evaluation.methods.held import attention_bytes
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
@@ -81,6 +82,9 @@ class SlidingWindow(Method):
         reader.read(self._relevant(model, context, 1))
         forks = (reader.fork() for _ in questions)
         return [decode_greedily(self._logits(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        return _Rolling(model, self)
 
     def held_bytes(self, model: Any, length: int) -> int:
         """As :meth:`Method.held_bytes`: between two calls, when the next token has not come yet."""
@@ -228,6 +232,32 @@ class SlidingWindowReader:
             blocks=(),
         )
         return plan, index.clamp(max=self.sinks + self.window - 1)
+
+
+class _Rolling(Growing):
+    """A reader that goes on; until there are all sinks, their tokens wait.
+
+    Args:
+        model: A wrapped model.
+        method: Window and sinks.
+    """
+
+    def __init__(self, model: Any, method: SlidingWindow) -> None:
+        super().__init__(model, method.sinks)
+        self._method = method
+        self._reader: SlidingWindowReader | None = None
+
+    def _grow(self, ids: torch.Tensor) -> None:
+        if self._reader is None:
+            reader, ids = self._method._reader(self._model, ids), self._method._relevant(self._model, ids, 1)
+        else:
+            reader = self._reader.fork()
+        reader.read(ids)
+        self._reader = reader
+
+    def _fork(self, ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        reader = self._method._reader(self._model, ids) if self._reader is None else self._reader.fork()
+        return self._method._logits(reader)
 
 
 class _Banded:

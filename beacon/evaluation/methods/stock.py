@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from beacon.evaluation.methods.dialogue import Dialogue, Growing
 from beacon.evaluation.methods.greedy import Ids, decode_greedily, generate_greedily, prompts
 from beacon.evaluation.methods.held import stock_bytes
 from beacon.evaluation.methods.interface import Method, Outcome, Progress
@@ -45,26 +46,16 @@ class Stock(Method):
         end_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         context, questions = prompts(model, context_ids, question_ids_list)
-
-        def after(cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-            own = copy.copy(cache)  # its tensors are shared: none is written in place
-            if own is not None:
-                own.layers = [copy.copy(layer) for layer in cache.layers]
-
-            def logits(ids: torch.Tensor) -> torch.Tensor:
-                nonlocal own
-                out = model(ids[None], past_key_values=own, use_cache=True, logits_to_keep=1)
-                own = out.past_key_values
-                last: torch.Tensor = out.logits[0, -1]
-                return last
-
-            return logits
-
         with as_stock(model):
             cache = None
             if len(context):
                 cache = model(context[None], use_cache=True, logits_to_keep=1).past_key_values
-            return [decode_greedily(after(cache), question, max_new_tokens, end_ids) for question in questions]
+            forks = (_after(model, cache) for _ in questions)
+            return [decode_greedily(own, q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        """As :meth:`Method.dialogue`; read anew where rotary frequencies change with the length read so far."""
+        return _Cached(model) if _same_frequencies(model.config) else super().dialogue(model)
 
     def held_bytes(self, model: Any, length: int) -> int:
         return stock_bytes(model, length)
@@ -73,3 +64,51 @@ class Stock(Method):
 def as_stock(model: Any) -> AbstractContextManager[Any]:
     """Where a model is the stock one, wrapped or not."""
     return disabled(model) if isinstance(getattr(model, "beacon_wrapping", None), Wrapping) else nullcontext()
+
+
+class _Cached(Growing):
+    """A Hugging Face cache that grows."""
+
+    _cache: Any = None
+
+    def answer(self, question_ids: Ids, max_new_tokens: int, end_ids: Sequence[int] = ()) -> list[int]:
+        with as_stock(self._model):
+            return super().answer(question_ids, max_new_tokens, end_ids)
+
+    def _grow(self, ids: torch.Tensor) -> None:
+        with as_stock(self._model):
+            cache = _copy(self._cache)
+            out = self._model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+
+    def _fork(self, ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return _after(self._model, self._cache)
+
+
+def _after(model: Any, cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What reads on after a cache (None: from the beginning) and foresees, for :func:`decode_greedily`."""
+    own = _copy(cache)
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        nonlocal own
+        out = model(ids[None], past_key_values=own, use_cache=True, logits_to_keep=1)
+        own = out.past_key_values
+        last: torch.Tensor = out.logits[0, -1]
+        return last
+
+    return logits
+
+
+def _copy(cache: Any) -> Any:
+    """A cache that grows by itself; its tensors are shared: none is written in place."""
+    own = copy.copy(cache)
+    if own is not None:
+        own.layers = [copy.copy(layer) for layer in cache.layers]
+    return own
+
+
+def _same_frequencies(config: Any) -> bool:
+    """Whether rotary frequencies are the same however much has been read; else keys in a cache would be stale."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # some have one for a kind of layers
+    return not {part.get("rope_type") for part in parts} & {"dynamic", "longrope"}

@@ -7,50 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from beacon.evaluation.report.clusters import cluster
-from beacon.evaluation.report.looks import look
+from beacon.evaluation.report.changes import Change
 from beacon.evaluation.report.losing import Loss, find_losses
-from beacon.evaluation.report.statistics import ENOUGH, GEOMETRIC, Difference, holm, normal, paired
+from beacon.evaluation.report.standard import standard_changes
+from beacon.evaluation.report.statistics import GEOMETRIC, holm, paired
 from beacon.evaluation.report.summary import Summary, TaskSummary
 from beacon.evaluation.results import Record
 from beacon.evaluation.results.folder import HARNESS, differences
 
 SMALLEST = 0.01  # change that counts, as a share of what was before
 SURE = 0.05  # largest p-value of a change that is told
-LARGE = 0.4  # change of a share that a few texts can tell, if all of them do
-LOWER = ("perplexity", "bits_per_byte")  # metrics of the harness of which less is better
-
-
-@dataclass(frozen=True)
-class Change:
-    """How a metric of a method changed.
-
-    Args:
-        task: Name of the task.
-        method: Name of the method.
-        place: Empty: over all items.
-        metric: Name of the metric.
-        higher: Whether more of it is better.
-        difference: Means, interval, pairs; of factors where ``geometric``.
-        geometric: Whether low and high are factors.
-        p: Of the difference, corrected for all that decide (Holm) where this does, else as it is.
-        moved: 1 better, -1 worse, 0 not to be told or too small to count.
-        decides: Whether it counts: the main metric of a task with the same options on both sides, with enough items to
-            be sure of anything.
-        by_items: Items were compared as if independent, for there are fewer than ``ENOUGH`` clusters.
-    """
-
-    task: str
-    method: str
-    place: Mapping[str, Any]
-    metric: str
-    higher: bool
-    difference: Difference
-    geometric: bool
-    p: float = 1.0
-    moved: int = 0
-    decides: bool = True
-    by_items: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Com
     places: list[Change] = []
     old = {task.name: task for task in before.tasks}
     in_common = False
-    for task in (task for task in after.tasks if task.name in old):
+    for task in (_clustered_as(task, old[task.name]) for task in after.tasks if task.name in old):
         known = dict(old[task.name].head.items)
         items = [(name, place) for name, place in task.head.items if known.get(name) == place]
         in_common |= bool(items)
@@ -121,7 +87,7 @@ def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Com
                 for value in task.values(key):
                     here = [name for name, place in items if place.get(key) == value]
                     places += _changes(task, method, {key: value}, here, first, second)
-    overall += _harness(before, after)
+    overall += standard_changes(before, after)
     if not overall and not in_common:
         raise ValueError("two folders must have items in common to be compared, got none; run the same tasks in both.")
     return Comparison(
@@ -132,6 +98,11 @@ def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Com
         settings=list(differences(before.run["settings"], after.run["settings"])),
         options=list(differences(*_options(before, after))),
     )
+
+
+def _clustered_as(task: TaskSummary, other: TaskSummary) -> TaskSummary:
+    """A task with the clusters that another folder's tells, where it does not tell its own."""
+    return replace(task, head=replace(task.head, clusters={**other.head.clusters, **task.head.clusters}))
 
 
 def _by_item(records: Sequence[Record]) -> dict[str, Record]:
@@ -148,54 +119,15 @@ def _changes(
 ) -> Iterator[Change]:
     """The changes of all metrics over some items."""
     both = [(first[name], second[name]) for name in items if name in first and name in second]
-    pairs = [(a.scores, b.scores, cluster(b.item, b.place)) for a, b in both]
+    pairs = [(a.scores, b.scores, task.head.cluster(b.item)) for a, b in both]
     for metric, higher in task.head.metrics.items():
         common = [(a[metric], b[metric], text) for a, b, text in pairs if metric in a and metric in b]
         if common:
             a, b, clusters = map(list, zip(*common, strict=True))
             geometric = metric in GEOMETRIC
             difference = paired(a, b, geometric, clusters)
-            change = Change(task.name, method, place, metric, higher, difference, geometric)
-            if 1 < difference.clusters < min(ENOUGH, len(common)) and look(metric, [*a, *b]).sign == "%":
-                change = _by_items(change, paired(a, b))
-            yield replace(change, decides=metric == task.main)
-
-
-def _by_items(change: Change, items: Difference) -> Change:
-    """A share on a few texts, judged by its items: of a large change on every one of them.
-
-    What is hidden and asked for is drawn for each item, so this tells of these texts at least.
-    """
-    found = change.difference
-    sure = found.agree and abs(found.after - found.before) >= LARGE
-    return replace(change, difference=replace(found, least=items.least, p=items.p if sure else found.p), by_items=True)
-
-
-def _harness(before: Summary, after: Summary) -> Iterator[Change]:
-    """Changes of suites, and of tasks that belong to none. Only means are known, so nothing is paired."""
-    for method in (method for method in after.harness if method in before.harness):
-        first, second = before.harness[method], after.harness[method]
-        covered = {task for suite in second["suites"].values() for task in suite.get("members", ())}
-        for kind in ("suites", "tasks"):
-            for name, measured in second[kind].items():
-                theirs = first[kind].get(name)
-                if theirs is not None and name not in covered:
-                    metrics = list(measured["metrics"])
-                    main = [metric for metric in metrics if metric.partition(",")[0].isdigit()] or metrics[
-                        :1
-                    ]  # lengths
-                    for metric in (metric for metric in metrics if metric in theirs["metrics"]):
-                        change = _unpaired(name, method, metric, theirs, measured)
-                        yield replace(change, decides=metric in main)
-
-
-def _unpaired(name: str, method: str, metric: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Change:
-    a, b = first["metrics"][metric], second["metrics"][metric]
-    known = a["stderr"] is not None and b["stderr"] is not None
-    error = math.hypot(a["stderr"], b["stderr"]) if known else None
-    higher = not any(word in metric for word in LOWER)
-    difference = normal(a["value"], b["value"], error, (int(first["documents"]), int(second["documents"])))
-    return Change(name, method, {}, metric, higher, difference, False)
+            decides = metric == task.main
+            yield Change(task.name, method, place, metric, higher, difference, geometric, decides=decides)
 
 
 def _options(before: Summary, after: Summary) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ from beacon.evaluation.report.summary import Summary, TaskSummary
 from beacon.evaluation.results import Record
 
 NO_TASK, NO_METHOD = "the second folder has no such task", "the second folder has no such method"
+OTHER_DOCUMENTS = "not among the documents of the second folder"
 NO_ITEM, NOT_RUN = "not among the items of the second folder", "not run"
 
 
@@ -46,7 +47,8 @@ def find_losses(before: Summary, after: Summary) -> Iterator[Loss]:
             yield from _of_task(task, new.get(task.name), method)
     for method, measured in before.harness.items():
         for name, entry in measured["tasks"].items():
-            yield from _of_harness(name, method, entry, after.harness.get(method))
+            documents = (before.documents.get(method, {}).get(name, {}), after.documents.get(method, {}).get(name, {}))
+            yield from _of_harness(name, method, entry, after.harness.get(method), documents)
 
 
 def _of_task(task: TaskSummary, other: TaskSummary | None, method: str) -> Iterator[Loss]:
@@ -88,7 +90,14 @@ def _reason(record: Record | None, main: str) -> str:
     return f"{main} {record.scores[main]}" if record.status == "ok" else record.reason or record.status
 
 
-def _of_harness(name: str, method: str, entry: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Iterator[Loss]:
+def _of_harness(
+    name: str,
+    method: str,
+    entry: Mapping[str, Any],
+    measured: Mapping[str, Any] | None,
+    documents: tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]],
+) -> Iterator[Loss]:
+    """Of a task of the harness; ``documents`` are the scores of both folders, by metric."""
     if not entry.get("metrics"):
         return
     if measured is None or name not in measured["tasks"]:
@@ -97,5 +106,10 @@ def _of_harness(name: str, method: str, entry: Mapping[str, Any], measured: Mapp
     now = measured["tasks"][name]
     if not now.get("metrics"):
         yield Loss(name, method, entry["documents"], 0, now.get("reason") or now.get("status", NOT_RUN))
+    elif all(documents):
+        first, second = ({document for some in side.values() for document in some} for side in documents)
+        if first != second:
+            lost, gained = len(first - second), len(second - first)
+            yield Loss(name, method, lost, gained, OTHER_DOCUMENTS if lost else "")
     elif now["documents"] < entry["documents"]:
         yield Loss(name, method, entry["documents"] - now["documents"], 0, "the second folder has fewer documents")

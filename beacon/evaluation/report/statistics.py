@@ -47,7 +47,6 @@ class Difference:
         n: Pairs.
         clusters: Of items that are not independent.
         least: The smallest p that as many could have given.
-        agree: Whether all clusters changed in one direction.
     """
 
     before: float
@@ -58,7 +57,6 @@ class Difference:
     n: int
     clusters: int
     least: float
-    agree: bool
 
 
 def estimate(values: Sequence[float], geometric: bool = False, clusters: Sequence[Hashable] | None = None) -> Estimate:
@@ -118,7 +116,6 @@ def paired(
         "n": len(changes),
         "clusters": len(sums),
         "least": 0.0 if smooth else _all_of_one_sign(len(sums)),
-        "agree": bool((shifts > 0).all() or (shifts < 0).all()),
     }
     if not changes.any():
         return Difference(*means, back(0.0), back(0.0), p=1.0, **about)
@@ -162,11 +159,17 @@ def normal(before: float, after: float, error: float | None, documents: tuple[in
         error = math.sqrt(share * (1 - share) * (1 / first + 1 / second))
     known = [min(number, 500) for number in documents]  # beyond, it is zero all the same
     least = min(1.0, 2 / math.comb(sum(known), known[0]))
-    about: dict[str, Any] = {"n": second, "clusters": second, "least": least, "agree": change != 0}
+    about: dict[str, Any] = {"n": second, "clusters": second, "least": least}
     if not error:
         return Difference(before, after, None, None, p=1.0, **about)
     low, high = change - DEVIATIONS * error, change + DEVIATIONS * error
     return Difference(before, after, low, high, p=max(least, _tail(change, error)), **about)
+
+
+def standard_error(before: Sequence[float], after: Sequence[float]) -> float:
+    """Standard error of the mean change of pairs; 0 of a single one, which cannot tell."""
+    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return float(changes.std(ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
 
 
 def _tail(change: float, error: float) -> float:

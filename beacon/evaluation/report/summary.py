@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-from beacon.evaluation.report.clusters import cluster
 from beacon.evaluation.report.statistics import GEOMETRIC, Estimate, estimate
 from beacon.evaluation.results import Record, Results, TaskHead
 
 Place = Mapping[str, Any]
+Documents: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float]]]  # scores by task, metric and document
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class TaskSummary:
         wanted = [name for name, where in self.head.items if place.items() <= where.items()]
         mine = [record for record in self.records[method] if place.items() <= record.place.items()]
         scored = [record for record in mine if record.status == "ok"]
-        metrics = {metric: _estimate(scored, metric) for metric in self.head.metrics}
+        metrics = {metric: self._estimate(scored, metric) for metric in self.head.metrics}
         statuses = [record.status for record in mine]
         return Group(
             method=method,
@@ -127,15 +127,14 @@ class TaskSummary:
         places = _distinct([{key: place[key] for key in keys if key in place} for _, place in self.head.items])
         return [self.group(method, **place) for method in self.records for place in places]
 
+    def _estimate(self, records: Sequence[Record], metric: str) -> Estimate:
+        having = [record for record in records if metric in record.scores]  # not every item need have all
+        clusters = [self.head.cluster(record.item) for record in having]
+        return estimate([record.scores[metric] for record in having], metric in GEOMETRIC, clusters)
+
     def scores(self, metric: str) -> list[float]:
         """All values of a metric."""
         return [record.scores[metric] for mine in self.records.values() for record in mine if metric in record.scores]
-
-
-def _estimate(records: Sequence[Record], metric: str) -> Estimate:
-    having = [record for record in records if metric in record.scores]  # not every item need have all
-    clusters = [cluster(record.item, record.place) for record in having]
-    return estimate([record.scores[metric] for record in having], metric in GEOMETRIC, clusters)
 
 
 @dataclass(frozen=True)
@@ -146,11 +145,13 @@ class Summary:
         run: What ``run.json`` holds.
         tasks: In the order in which they were first begun.
         harness: What the harness measured, by method.
+        documents: Scores of its documents, by method.
     """
 
     run: Mapping[str, Any]
     tasks: Sequence[TaskSummary]
     harness: Mapping[str, Mapping[str, Any]]
+    documents: Mapping[str, Documents] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -184,7 +185,8 @@ def summarise(results: Results) -> Summary:
     for head in results.tasks():
         records = {method: results.records(head, method) for method in results.methods(head.name)}
         tasks.append(TaskSummary(head, records))
-    return Summary(results.run, tasks, results.harness())
+    harness = results.harness()
+    return Summary(results.run, tasks, harness, {method: results.documents(method) for method in harness})
 
 
 def _distinct(places: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

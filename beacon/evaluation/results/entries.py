@@ -7,7 +7,7 @@ by the name of the length, which is that of its metric.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Entry = Mapping[str, Any]
@@ -61,3 +61,9 @@ def better(one: Entry | None, other: Entry) -> Entry:
 
 def _rank(entry: Entry) -> tuple[int, bool]:
     return WORSE.index(entry.get("status", "ok")), bool(entry.get("again"))
+
+
+def suite_weights(documents: Sequence[int], weighted: bool) -> list[float]:
+    """How much each task counts in its suite's mean."""
+    total = sum(documents)
+    return [number / total if weighted else 1 / len(documents) for number in documents]

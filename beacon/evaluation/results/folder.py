@@ -6,6 +6,8 @@
     TASK/task.json            the task's metrics, items and options, with the same settings and stamp
     TASK/METHOD.jsonl         a line for every item; METHOD.rank1.jsonl is what a second process did
     harness/METHOD.json       what `evaluate_tasks` returned, likewise
+    harness/answers/METHOD.jsonl      a line for every answer to a request of the harness
+    harness/documents/METHOD.jsonl    a line for every metric of a task: the scores of its documents
 
 Lines are only ever added, so that a process that is killed loses at most the item it was at.
 """
@@ -17,14 +19,22 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from beacon.evaluation.results.answers import KeptAnswers
 from beacon.evaluation.results.entries import added, better
-from beacon.evaluation.results.records import Record, append_record, best_records, read_records
+from beacon.evaluation.results.records import (
+    Record,
+    append_line,
+    append_record,
+    best_records,
+    read_lines,
+    read_records,
+)
 from beacon.evaluation.suite import Item, Task
 from beacon.weights import whole
 
@@ -32,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 RUN, TASK, HARNESS, FIGURES = "run.json", "task.json", "harness", "figures"
+ANSWERS, DOCUMENTS = "answers", "documents"  # folders of the harness's
 REPORT = ("report.html", "report.md", "summary.json")
 PLAIN = " ,()+="  # left as they are in names of files, beside letters, digits and _.-~
 OF_A_PROCESS = re.compile(r"(?P<method>.*?)(\.rank\d+)?")
@@ -48,11 +59,14 @@ class TaskHead:
         name: As the command names it.
         metrics: By name, each with whether more of it is better; the first is the main one.
         items: Names and places, in the order of running.
+        clusters: What names the text that an item has in common with others, by the item's name; an item without is a
+            cluster of its own, as all are in folders that do not tell.
     """
 
     name: str
     metrics: Mapping[str, bool]
     items: tuple[tuple[str, Mapping[str, Any]], ...]
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, items: Iterable[Item]) -> TaskHead:
@@ -61,23 +75,31 @@ class TaskHead:
         Raises:
             ValueError: Two items of one name.
         """
+        items = tuple(items)
         kept = tuple((item.name, dict(item.place)) for item in items)
         counts = Counter(name for name, _ in kept)
         twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"items of a task must have names of their own, got {twice!r} twice in {task.name}.")
-        return cls(task.name, dict(task.metrics), kept)
+        clusters = {item.name: item.cluster for item in items if item.cluster is not None}
+        return cls(task.name, dict(task.metrics), kept, clusters)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        items = [{"name": name, "place": place} for name, place in self.items]
+        named = {name: {"cluster": cluster} for name, cluster in self.clusters.items()}
+        items = [{"name": name, "place": place, **named.get(name, {})} for name, place in self.items]
         return {"task": self.name, "metrics": dict(self.metrics), "items": items}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskHead:
         """The reverse."""
         items = tuple((item["name"], item["place"]) for item in values["items"])
-        return cls(values["task"], values["metrics"], items)
+        clusters = {item["name"]: item["cluster"] for item in values["items"] if item.get("cluster") is not None}
+        return cls(values["task"], values["metrics"], items, clusters)
+
+    def cluster(self, item: str) -> Hashable:
+        """What counts as one with an item of this name, where items are resampled."""
+        return self.clusters.get(item, (item,))
 
 
 class Results:
@@ -145,6 +167,23 @@ class Results:
                 mine = found.setdefault(_method(file), {**part, "tasks": {}, "suites": {}})
                 mine["suites"] |= part["suites"]
                 mine["tasks"] |= {name: better(mine["tasks"].get(name), entry) for name, entry in part["tasks"].items()}
+        return found
+
+    def answers(
+        self, method: str, rank: int = 0, count: int = 1, progress: Callable[[float], None] | None = None
+    ) -> KeptAnswers:
+        """What a method has answered to the harness's requests, all processes' together, to be added to by one."""
+        folder = self.path / HARNESS / ANSWERS
+        files = [file for file in sorted(folder.glob("*.jsonl")) if _method(file) == method]
+        return KeptAnswers(folder / f"{_file_name(method, rank)}.jsonl", files, rank, count, progress)
+
+    def documents(self, method: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores of the harness's documents by task and metric; of what was measured twice, the last."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for file in sorted((self.path / HARNESS / DOCUMENTS).glob("*.jsonl")):
+            if _method(file) == method:
+                for task, metric, scores in read_lines(file, _document_scores):
+                    found.setdefault(task, {})[metric] = scores
         return found
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -236,6 +275,11 @@ class Results:
         merged["tasks"] |= {name: added(known.get(name), entry) for name, entry in measured["tasks"].items()}
         _write(file, {**before, **measured, **merged})
 
+    def add_documents(self, method: str, task: str, metric: str, scores: Mapping[str, float], rank: int = 0) -> None:
+        """Write down the scores of a task's documents, by their names."""
+        file = self.path / HARNESS / DOCUMENTS / f"{_file_name(method, rank)}.jsonl"
+        append_line(file, json.dumps({"task": task, "metric": metric, "scores": dict(scores)}))
+
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def _of(self, task: str) -> Path:
@@ -254,6 +298,14 @@ class Results:
             )
 
 
+def _document_scores(line: bytes) -> tuple[str, str, dict[str, float]]:
+    values = json.loads(line)
+    known = isinstance(values, dict) and isinstance(values.get("scores"), dict)
+    if not known or not all(isinstance(values.get(name), str) for name in ("task", "metric")):
+        raise ValueError("no scores of documents")
+    return values["task"], values["metric"], {name: float(value) for name, value in values["scores"].items()}
+
+
 def _file_name(method: str, rank: int) -> str:
     return quote(method, safe=PLAIN) + (f".rank{rank}" if rank else "")
 
@@ -267,7 +319,8 @@ def _method(file: Path) -> str:
 def _by_name(head: Mapping[str, Any]) -> dict[str, Any]:
     """A head of which differences can be told item by item."""
     order = list(head["metrics"])  # the first is the main one
-    return {"metrics": head["metrics"], "order": order, **{item["name"]: item["place"] for item in head["items"]}}
+    items = {item["name"]: {key: value for key, value in item.items() if key != "name"} for item in head["items"]}
+    return {"metrics": head["metrics"], "order": order, **items}
 
 
 def differences(theirs: Any, mine: Any, name: str = "") -> Iterator[str]:

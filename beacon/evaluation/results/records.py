@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 logger = logging.getLogger(__name__)
 
 Status: TypeAlias = Literal["ok", "cannot-run", "failed"]
 STATUSES: tuple[str, ...] = get_args(Status)  # the better ones first
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,16 @@ class Record:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Write a record down at once. A line that an earlier process left without its end is removed first.
+    """Write a record down at once; see :func:`append_line`."""
+    append_line(path, record.to_line())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Write a line down at once. One that an earlier process left without its end is removed first.
 
     Args:
         path: The file, which one process at a time writes; made with its folder if missing.
-        record: What to add.
+        line: What to add.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -86,7 +92,7 @@ def append_record(path: Path, record: Record) -> None:
             if file.read() != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(record.to_line().encode() + b"\n")
+        file.write(line.encode() + b"\n")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -95,13 +101,16 @@ def read_records(path: Path) -> list[Record]:
     Args:
         path: A file that :func:`append_record` wrote, or none (no records).
     """
-    records = []
+    return list(read_lines(path, Record.from_line))
+
+
+def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]:
+    """What a file says, line by line; lines that ``parse`` raises a ValueError for are left out, and logged."""
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
-            records.append(Record.from_line(line))
+            yield parse(line)
         except ValueError as err:  # UnicodeDecodeError and JSONDecodeError among them
-            logger.warning("%s line %d is damaged (%s): its item counts as not run", path, number, err)
-    return records
+            logger.warning("%s line %d is damaged (%s): it counts as not run", path, number, err)
 
 
 def best_records(records: Iterable[Record]) -> dict[str, Record]:

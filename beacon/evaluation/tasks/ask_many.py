@@ -87,7 +87,7 @@ class AskManyTask(Task):
             asked = [place for rows in taken.values() for place in rows]
             for task, rows in taken.items():
                 content = {"context": context, "rows": rows, "asked": asked}
-                yield Item(f"{task}, context {seen[task]}", {"task": task}, content)
+                yield Item(f"{task}, context {seen[task]}", {"task": task}, content, cluster=f"context {context[:16]}")
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
         outputs, seconds = self._outputs(method, model, tokenizer, item)

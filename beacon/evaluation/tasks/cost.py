@@ -57,7 +57,7 @@ class CostTask(TextTask):
         check_whole("repeats", self.repeats, 1)
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
-        ids = self.haystack.stretch(tokenizer, item.place["length"], item.content["sample"]).to(model.device)
+        ids = self.haystack.stretch(tokenizer, item.place["length"], item.content["stretch"]).to(model.device)
         method.continue_text(model, ids, 1 + self.new_tokens)  # loads weights, compiles, fills caches
         peak = None if method.own_process else PeakMemory(model.device)
         read, first, more = [], [], []

@@ -61,7 +61,7 @@ class Haystack:
         longest = max(len(self._tokens) - count + 1, 0)
         if longest < length:
             where = "the standard library" if self.path is None else str(self.path)
-            each = f" with {count} samples, each of another text" if count > 1 else ""
+            each = f" with {count} stretches, each of which begins elsewhere" if count > 1 else ""
             raise ValueError(
                 f"lengths must not exceed the text in {where}, got {length}; the longest possible is {longest}{each}: "
                 "ask for less or give more text with data=."

@@ -125,7 +125,7 @@ def hide(
     frame: Frame,
     *,
     length: int,
-    sample: int,
+    stretch: int,
     lines: Sequence[tuple[float, str]],
     questions: Sequence[torch.Tensor],
 ) -> torch.Tensor:
@@ -136,7 +136,7 @@ def hide(
         haystack: Ordinary text.
         frame: What stands before it.
         length: Tokens of the result with the longest question.
-        sample: Which stretch of the haystack.
+        stretch: Which stretch of the haystack.
         lines: Where each line goes (0 the start of the text, 1 its end; nearest line end) and the line.
         questions: Token ids of the questions.
 
@@ -153,7 +153,7 @@ def hide(
             f"lengths must leave room for text, got {length} with {taken} tokens of question and of what is hidden; "
             "take longer ones or hide less."
         )
-    ids = haystack.stretch(tokenizer, length - taken, sample).tolist()
+    ids = haystack.stretch(tokenizer, length - taken, stretch).tolist()
     placed = [(*_place(tokenizer, ids, depth), line) for depth, line in sorted(pieces, key=lambda piece: piece[0])]
     feed = encode(tokenizer, "\n").tolist()
     ids = ids[: len(ids) - len(feed) * sum(inside for _, inside, _ in placed)]

@@ -39,6 +39,7 @@ class MultiNeedleTask(TextTask):
         chat_template: Ask in the tokenizer's chat format.
     """
 
+    samples: int = 6
     needles: int = 5
     together: bool = False
     wording: str | None = None
@@ -75,7 +76,7 @@ class MultiNeedleTask(TextTask):
             self.haystack,
             around,
             length=item.place["length"],
-            sample=item.content["sample"],
+            stretch=item.content["stretch"],
             lines=list(zip(depths, told, strict=True)),
             questions=questions,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -11,15 +11,32 @@ from typing import Any
 import torch
 
 from beacon.config import check_whole
-from beacon.evaluation.methods import Method
+from beacon.evaluation.methods import Dialogue, Method
 from beacon.evaluation.suite import Item, Result
 from beacon.evaluation.tasks.hiding import NAMES, WORDINGS, Prompt, choose_wording, draw_needles, hide, question
 from beacon.evaluation.tasks.judging import contains
 from beacon.evaluation.tasks.measuring import now
 from beacon.evaluation.tasks.needle import new_tokens
 from beacon.evaluation.tasks.options import TextTask, check_flag
-from beacon.evaluation.tasks.prompts import ask, frame
+from beacon.evaluation.tasks.prompts import ask_on, frame
 from beacon.evaluation.text import encode
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A text and all turns of the dialogue about it.
+
+    Args:
+        text: Token ids ``[T]``.
+        questions: Token ids ``[q]`` of what each turn asks.
+        told: Token ids ``[n]`` of each question with its right answer, as later turns find them.
+        answers: What is right.
+    """
+
+    text: torch.Tensor
+    questions: tuple[torch.Tensor, ...]
+    told: tuple[torch.Tensor, ...]
+    answers: tuple[str, ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -27,20 +44,24 @@ class MultiTurnTask(TextTask):
     """Numbers under several names, asked for one by one; each question comes after all earlier ones and their answers.
 
     The earlier answers are the right ones, so that every method is asked the same. ``length`` is that of the text with
-    the longest question; the dialogue comes on top. ``turn_seconds`` is the time of a turn up to the end of its answer,
-    the text's reading included (methods have no dialogue that goes on from call to call).
+    the longest question; the dialogue comes on top. ``turn_seconds`` is the time of reading what is new since the turn
+    before and of the answer: in the first turn (and where a run goes on within a dialogue) the text as well. A method
+    that holds what it has read (:meth:`beacon.evaluation.Method.dialogue`) takes long for the first turn alone.
 
     Args:
+        samples: Dialogues of each length; each is about another stretch of text.
         turns: Questions of a dialogue.
         wording: As in :class:`beacon.evaluation.tasks.needle.NeedleTask`.
         chat_template: Ask in the tokenizer's chat format.
     """
 
+    samples: int = 6
     turns: int = 4
     wording: str | None = None
     chat_template: bool = False
 
     name = "multi-turn"
+    in_turns = True
     metrics = MappingProxyType({"found": True, "turn_seconds": False})
 
     def __post_init__(self) -> None:
@@ -55,39 +76,57 @@ class MultiTurnTask(TextTask):
         for turn in range(1, self.turns + 1):
             yield {"turn": turn}
 
-    def prompt(self, tokenizer: Any, item: Item) -> Prompt:
-        """What an item asks, the dialogue before it included: the same for every method."""
+    def talk(self, tokenizer: Any, item: Item) -> Talk:
+        """The whole dialogue that an item is a turn of: the same for every turn and method."""
         around, words = frame(tokenizer, self.chat_template), WORDINGS[self.wording or ""]
-        length, turn, sample = item.place["length"], item.place["turn"], item.content["sample"]
-        rng = random.Random(
-            f"{self.name}, seed {self.seed}, length {length}, sample {sample}"
-        )  # the same text each turn
+        length, sample = item.place["length"], item.content["sample"]
+        rng = random.Random(f"{self.name}, seed {self.seed}, length {length}, sample {sample}")
         needles = draw_needles(rng, self.turns)
-        told = [words.told.format(name=needle.name, value=needle.value) for needle in needles]
+        hidden = [words.told.format(name=needle.name, value=needle.value) for needle in needles]
         depths = [(number + rng.random()) / len(needles) for number in range(len(needles))]
         rng.shuffle(needles)
-        asked, answers = [], []
+        asked, told = [], []
         for needle in needles:
             plain, user = words.asked.format(name=needle.name), words.user.format(name=needle.name)
             asked.append(question(tokenizer, around, plain, user, needle.value))
             whole = f"\n\n{user}{around.after}{needle.value}{around.between}" if around.chat else plain + needle.value
-            answers.append(encode(tokenizer, whole))
+            told.append(encode(tokenizer, whole))
         text = hide(
             tokenizer,
             self.haystack,
             around,
             length=length,
-            sample=sample,
-            lines=list(zip(depths, told, strict=True)),
+            stretch=item.content["stretch"],
+            lines=list(zip(depths, hidden, strict=True)),
             questions=asked,
         )
-        dialogue = torch.cat([*answers[: turn - 1], asked[turn - 1]])
-        return Prompt(text, (dialogue,), (needles[turn - 1].value,))
+        return Talk(text, tuple(asked), tuple(told), tuple(needle.value for needle in needles))
+
+    def prompt(self, tokenizer: Any, item: Item) -> Prompt:
+        """What an item asks, as one question with the dialogue before it: the same for every method."""
+        talk, turn = self.talk(tokenizer, item), item.place["turn"]
+        dialogue = torch.cat([*talk.told[: turn - 1], talk.questions[turn - 1]])
+        return Prompt(talk.text, (dialogue,), (talk.answers[turn - 1],))
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
-        prompt = self.prompt(tokenizer, item)
-        room = new_tokens(tokenizer, prompt.answers, self.chat_template)
-        start = now(model)
-        output = ask(method, model, tokenizer, prompt.text, prompt.questions, room)[0]
-        seconds = now(model) - start
-        return Result({"found": float(contains(output, prompt.answers[0])), "turn_seconds": seconds}, output)
+        return next(self.run_series(method, model, tokenizer, [item]))
+
+    def run_series(self, method: Method, model: Any, tokenizer: Any, items: Sequence[Item]) -> Iterator[Result]:
+        """As :meth:`Task.run_series`: one dialogue, in which each turn reads what is new. Answers are not handed on."""
+        dialogue: Dialogue | None = None
+        series, done = None, 0
+        for item in items:
+            talk, turn = self.talk(tokenizer, item), item.place["turn"]
+            rooms = [new_tokens(tokenizer, [answer], self.chat_template) for answer in talk.answers]
+            start = now(model)
+            if dialogue is None or item.series != series or turn - 1 < done:
+                whole = len(talk.text) + sum(map(len, talk.told)) + max(rooms)
+                dialogue, series, new = method.dialogue(model, whole), item.series, [talk.text, *talk.told[: turn - 1]]
+            else:
+                new = [*talk.told[done : turn - 1]]
+            dialogue.read(torch.cat([talk.text[:0], *new]).to(model.device))
+            done = turn - 1
+            output = ask_on(dialogue, model, tokenizer, talk.questions[turn - 1], rooms[turn - 1])
+            seconds = now(model) - start
+            found = float(contains(output, talk.answers[turn - 1]))
+            yield Result({"found": found, "turn_seconds": seconds}, output)

@@ -59,7 +59,7 @@ class NeedleTask(TextTask):
             self.haystack,
             around,
             length=item.place["length"],
-            sample=item.content["sample"],
+            stretch=item.content["stretch"],
             lines=[(item.place["depth"], told)],
             questions=questions,
         )

@@ -23,7 +23,8 @@ class TextTask(Task):
         lengths: Tokens of the whole prompt: text, what is hidden in it, and the longest question.
         limit: Items of each length at most; where it cuts a sample's cells, those that are left lie as far apart as
             can be (of depths the first and the last, say).
-        samples: Items of each cell (a length, and a depth where there are depths); each has another stretch of text.
+        samples: Items of each cell (a length, and a depth where there are depths). All items of a length have different
+            stretches of text; those of one number count as one text at all lengths.
         data: A file or folder of ordinary text (see :func:`beacon.evaluation.tasks.documents.local_texts`); None for
             the sources of the standard library.
         seed: Draws what is hidden.
@@ -35,6 +36,8 @@ class TextTask(Task):
     data: str | Path | None = None
     seed: int = 0
 
+    in_turns = False  # whether cells are turns of one dialogue, which share its text and are run one after the other
+
     def __post_init__(self) -> None:
         self.lengths = check_lengths(self.lengths)
         check_whole("samples", self.samples, 1)
@@ -45,25 +48,31 @@ class TextTask(Task):
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
         items = list(self._items())
-        self.haystack.check(tokenizer, max(self.lengths), 1 + max(item.content["sample"] for item in items))
+        self.haystack.check(tokenizer, max(self.lengths), 1 + max(item.content["stretch"] for item in items))
         return items
 
     def _items(self) -> Iterator[Item]:
-        cells = list(self.cells())
+        cells = list(enumerate(self.cells()))
         most = len(cells) * self.samples if self.limit is None else self.limit
         for length in self.lengths:
             for sample in range(self.samples):
-                for cell in spread(cells, most - sample * len(cells)):
-                    yield Item(*self._named(length, sample, cell))
+                for number, cell in spread(cells, most - sample * len(cells)):
+                    yield self._item(length, sample, cell, sample if self.in_turns else sample * len(cells) + number)
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """What items of one length differ in, apart from the text; goes to their place."""
         yield {}
 
-    def _named(self, length: int, sample: int, cell: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    def _item(self, length: int, sample: int, cell: dict[str, Any], stretch: int) -> Item:
         place = {"length": length, **cell}
         shown = ", ".join(f"{key} {value}" for key, value in place.items())
-        return f"{shown}, sample {sample}", place, {"sample": sample}
+        return Item(
+            name=f"{shown}, sample {sample}",
+            place=place,
+            content={"sample": sample, "stretch": stretch},
+            series=f"length {length}, sample {sample}" if self.in_turns else None,
+            cluster=f"stretch {stretch}",
+        )
 
     def drawn_from(self, item: Item) -> str:
         """Seed of an item: everything that tells it from others, and nothing else."""

@@ -48,7 +48,7 @@ class PasskeyTask(TextTask):
     def prompt(self, tokenizer: Any, item: Item) -> tuple[PasskeyPrompt, int]:
         """What an item asks, and how many of its last tokens are the question: the same for every method."""
         length, before = item.place["length"], opening(tokenizer)
-        filler = self.haystack.stretch(tokenizer, length, item.content["sample"])
+        filler = self.haystack.stretch(tokenizer, length, item.content["stretch"])
         seed = random.Random(self.drawn_from(item)).getrandbits(32)
         made = build_passkey(tokenizer, filler, length - len(before), item.place["depth"], seed, self.digits)
         ids = torch.cat([torch.tensor(before, dtype=torch.int64), made.ids])

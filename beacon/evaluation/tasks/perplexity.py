@@ -82,7 +82,8 @@ class PerplexityTask(Task):
             for number in range(len(self._read(tokenizer, name))):
                 for length in self.lengths:
                     place = {"length": length, "source": name}
-                    yield Item(f"{name}, document {number}, length {length}", place, {"document": number})
+                    text = f"{name}, document {number}"
+                    yield Item(f"{text}, length {length}", place, {"document": number}, cluster=text)
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
         most = MAX_LOGITS // model.config.vocab_size

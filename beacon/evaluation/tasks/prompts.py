@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from beacon.evaluation.harness.answers import end_ids
-from beacon.evaluation.methods import Method
+from beacon.evaluation.methods import Dialogue, Method
 from beacon.evaluation.text import encode, split_question
 
 MARKS = ("beacon-text-1", "beacon-text-2", "beacon-text-3")  # stand for text where a chat template is asked
@@ -106,7 +106,7 @@ def ask(
     Returns:
         What it wrote to each.
     """
-    ends = tuple(end_ids(model, tokenizer))
+    ends = _ends(model, tokenizer)
     device = model.device
     rooms = [new_tokens] * len(questions) if isinstance(new_tokens, int) else list(new_tokens)
     answers = method.answers(model, text.to(device), [q.to(device) for q in questions], max(rooms), end_ids=ends)
@@ -116,3 +116,26 @@ def ask(
         tokenizer.decode(list(answer)[:room], skip_special_tokens=True)
         for answer, room in zip(answers, rooms, strict=True)
     ]
+
+
+def ask_on(dialogue: Dialogue, model: Any, tokenizer: Any, question: torch.Tensor, new_tokens: int) -> str:
+    """Let a method answer a question after all that a dialogue has read, greedily; the dialogue stays as it is.
+
+    Args:
+        dialogue: What has been read.
+        model: A wrapped model.
+        tokenizer: Its tokenizer.
+        question: Token ids ``[q]``.
+        new_tokens: Tokens of the answer at most.
+
+    Returns:
+        What it wrote.
+    """
+    answer = dialogue.answer(question.to(model.device), new_tokens, _ends(model, tokenizer))
+    text: str = tokenizer.decode(answer, skip_special_tokens=True)
+    return text
+
+
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end any answer."""
+    return tuple(end_ids(model, tokenizer))

@@ -83,6 +83,7 @@ class TopicsTask(TextTask):
         chat_template: Ask in the tokenizer's chat format.
     """
 
+    samples: int = 3
     topics: int = 8
     asked: Sequence[int] = (1, 4)
     wording: str | None = None
@@ -122,7 +123,7 @@ class TopicsTask(TextTask):
             self.haystack,
             around,
             length=item.place["length"],
-            sample=item.content["sample"],
+            stretch=item.content["stretch"],
             lines=list(zip(depths, told, strict=True)),
             questions=questions,
         )

@@ -1,0 +1,53 @@
+"""What is kept of the harness's results."""
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from beacon.evaluation.harness.reducing import document_scores, reduced
+from beacon.evaluation.harness.tasks import task_manager
+
+
+def sample(document: str, scores: dict, kind: str = "none", doc: dict | None = None) -> dict:
+    return {"doc_hash": document * 20, "filter": kind, "metrics": list(scores), "doc": doc or {}, **scores}
+
+
+def metric(value: float) -> dict:
+    return {"value": value, "stderr": None}
+
+
+def test_scores_are_told_by_document_where_the_metric_is_their_mean() -> None:
+    samples = [
+        sample("a", {"acc": 1, "f1": 0.5, "pair": (1, 2)}),
+        sample("b", {"acc": 0, "f1": 0.25, "pair": (1, 2)}),
+        sample("b", {"acc": 1, "f1": 0.75, "pair": (1, 2)}),
+    ]
+    metrics = {"acc": metric(2 / 3), "f1": metric(0.9), "pair": metric(1.5)}  # f1 is something else than a mean
+    first, second = "a" * 12, "b" * 12
+    assert document_scores(samples, metrics) == {"acc": {first: 1.0, second: 0.0, f"{second}-2": 1.0}}
+
+
+def test_filters_are_part_of_a_metric() -> None:
+    samples = [sample("a", {"exact": 1}, "strict"), sample("a", {"exact": 0}, "loose")]
+    metrics = {"exact,strict": metric(1.0), "exact,loose": metric(0.0)}
+    assert document_scores(samples, metrics) == {"exact,strict": {"a" * 12: 1.0}, "exact,loose": {"a" * 12: 0.0}}
+
+
+def test_documents_of_longbench_e_are_told_by_their_words() -> None:
+    name, words = "longbench_qasper_e", (10, 3999, 4000, 7999, 8000, None)
+    scores = (0.0, 1.0, 0.5, 0.5, 0.25, 1.0)
+    samples = [
+        sample(chr(97 + at), {"score": score}, doc={"length": length})
+        for at, (score, length) in enumerate(zip(scores, words, strict=True))
+    ]
+    results = {
+        "results": {name: {"score,none": sum(scores) / 6, "score_stderr,none": 0.1}},
+        "samples": {name: samples},
+        "n-samples": {name: {"effective": 6}},
+        "n-shot": {},
+        "versions": {},
+    }
+    found = reduced(results, {"": [name]}, task_manager())["tasks"][name]["metrics"]
+    assert list(found) == ["score", "score, 0-4k", "score, 4-8k", "score, 8k+"]
+    assert [round(found[part]["value"], 6) for part in found] == [round(sum(scores) / 6, 6), 0.5, 0.5, 0.25]
+    assert found["score, 0-4k"]["stderr"] == pytest.approx(0.5) and found["score, 8k+"]["stderr"] is None

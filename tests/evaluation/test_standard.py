@@ -1,0 +1,236 @@
+"""Standard tasks in a folder of results: no answer is asked for twice, processes share them, folders are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from beacon.evaluation.harness.keeping import AnsweredElsewhere, KeepingLM, request_name
+from beacon.evaluation.harness.reducing import suite_mean
+from beacon.evaluation.report.comparing import compare
+from beacon.evaluation.report.summary import Summary, summarise
+from beacon.evaluation.results import Results
+from beacon.evaluation.results.answers import KeptAnswers
+from tests.evaluation.standard_suite import TASKS, Guesser, methods, run, write_data
+
+ROOT = Path(__file__).resolve().parents[2]
+READINGS = 8 * 4 + 4  # continuations of arc_easy; gsm8k's eight questions are four
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    import datasets
+
+    cache = str(tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """All that must be the same however it was measured."""
+    results = Results(folder)
+    found = {
+        (method, task): {name: entry[name] for name in ("documents", "metrics")}
+        for method, of_method in results.harness().items()
+        for task, entry in of_method["tasks"].items()
+    }
+    return {"tasks": found, "documents": {method: results.documents(method) for method in methods()}}
+
+
+def lines(file: Path) -> Iterator[dict[str, Any]]:
+    return map(json.loads, file.read_text().splitlines())
+
+
+def test_answers_and_scores_of_documents_are_kept(tmp_path: Path, data: Path) -> None:
+    totals = run(tmp_path / "out", data)
+    assert (totals.ok, totals.failed) == (6, 0)
+    answers = list(lines(tmp_path / "out" / "harness" / "answers" / "guess.jsonl"))
+    assert len(answers) == READINGS
+    assert {(line["task"], line["document"]) for line in answers} >= {("arc_easy", n) for n in range(8)}
+    found = Results(tmp_path / "out")
+    for method in methods():
+        of_arc = found.documents(method)["arc_easy"]["acc"]
+        assert len(of_arc) == 8 and set(of_arc.values()) <= {0.0, 1.0}
+        value = found.harness()[method]["tasks"]["arc_easy"]["metrics"]["acc"]["value"]
+        assert sum(of_arc.values()) / 8 == pytest.approx(value)
+
+
+def test_a_killed_run_loses_the_answer_it_was_at(tmp_path: Path, data: Path) -> None:
+    run(tmp_path / "whole", data, {"guess": Guesser()})
+    for stops_at in (1, 20, READINGS):
+        folder = tmp_path / f"stopped {stops_at}"
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, data, {"guess": Guesser(stops_at=stops_at)})
+        method = Guesser()
+        assert run(folder, data, {"guess": method}).ok == 2
+        assert method.count == READINGS - (stops_at - 1)
+        assert measured_by(folder, "guess") == measured_by(tmp_path / "whole", "guess")
+
+
+def measured_by(folder: Path, method: str) -> Any:
+    results = Results(folder)
+    return results.documents(method), {n: e["metrics"] for n, e in results.harness()[method]["tasks"].items()}
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, method = tmp_path / "out", Guesser(stops_at=20)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, data, {"guess": method})
+    file = folder / "harness" / "answers" / "guess.jsonl"
+    kept = file.read_text().splitlines()
+    damaged = ["not an answer", '{"request": 3, "answer": ""}']
+    file.write_text("\n".join([*kept[:4], *damaged, *kept[6:-1], kept[-1][:20]]))  # four are of gsm8k, which is done
+    again = Guesser()
+    assert run(folder, data, {"guess": again}).ok == 2
+    assert again.count == READINGS - 19 + 3 and "line 5 is damaged" in caplog.text
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, data: Path) -> None:
+    """With torchrun; what one process began goes on in two."""
+    run(tmp_path / "one", data)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "two", data, {"guess": Guesser(stops_at=12)})
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.evaluation.standard_suite", str(tmp_path / "two"), str(data)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert measured(tmp_path / "two") == measured(tmp_path / "one")
+    folder = tmp_path / "two" / "harness" / "answers"
+    for method in map(quote, methods()):
+        parts = [list(lines(folder / f"{name}.jsonl")) for name in (method, f"{method}.rank1")]
+        both = [line["request"] for part in parts for line in part]
+        assert all(parts) and len(both) == len(set(both))  # nothing was answered twice
+
+
+def test_what_processes_share_out_is_told_apart_by_context(tmp_path: Path) -> None:
+    stores = [KeptAnswers(tmp_path / f"{rank}.jsonl", rank=rank, count=3) for rank in range(3)]
+    contexts = [f"context {number}" for number in range(60)]
+    owners = [[store.is_mine(context) for store in stores] for context in contexts]
+    assert all(sum(row) == 1 for row in owners) and all(sum(column) > 8 for column in zip(*owners, strict=True))
+
+
+class Request:
+    """As the harness has them, as far as an answer depends on it."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args, self.task_name, self.doc_id = args, "some", 0
+
+
+class Told:
+    """A model that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.ratios = 8
+
+    def set_cache_hook(self, hook: Any) -> None:
+        self.hook = hook
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        self.asked += [request.args[0] for request in requests]
+        return [f"{request.args[0]} {len(self.asked)}" for request in requests]
+
+
+def test_drawn_answers_are_not_kept(tmp_path: Path) -> None:
+    inner = Told()
+    lm = KeepingLM(inner, KeptAnswers(tmp_path / "x.jsonl"))
+    greedy, drawn = Request("a", {"until": []}), Request("b", {"do_sample": True})
+    assert lm.generate_until([drawn, greedy, greedy, drawn]) == ["b 3", "a 1", "a 1", "b 3"]
+    assert inner.asked == ["a", "b", "b"] and lm.ratios == 8
+    assert lm.generate_until([greedy, drawn]) == ["a 1", "b 4"]
+    assert inner.asked == ["a", "b", "b", "b"] and len(list(lines(tmp_path / "x.jsonl"))) == 1
+
+
+def test_what_others_answer_is_told_once_the_own_share_is_kept(tmp_path: Path) -> None:
+    inner, requests = Told(), [Request(f"context {number}", {}) for number in range(20)]
+    lm = KeepingLM(inner, KeptAnswers(tmp_path / "x.jsonl", rank=0, count=2))
+    with pytest.raises(AnsweredElsewhere, match="of 20 requests"):
+        lm.generate_until(requests)
+    kept = {line["request"] for line in lines(tmp_path / "x.jsonl")}
+    assert 0 < len(inner.asked) < 20 and kept == {request_name("generate_until", (text, {})) for text in inner.asked}
+
+
+def test_documents_are_compared_in_pairs(tmp_path: Path, data: Path) -> None:
+    """Every document a little better is sure; by means and their errors it could not be told."""
+    run(tmp_path / "before", data, methods(["guess"]))
+    run(tmp_path / "after", data, methods(["guess"]))
+    first, second = (summarise(Results(tmp_path / name)) for name in ("before", "after"))
+    same = compare(first, second)
+    assert not same.losses and {change.difference.p for change in same.overall} == {1.0}
+    names = list(first.documents["guess"]["arc_easy"]["acc"])
+    results = Results(tmp_path / "before")
+    for at, folder in enumerate((results, Results(tmp_path / "after"))):
+        scores = {name: number / 10 + at * (0.05 + number / 1000) for number, name in enumerate(names)}
+        folder.add_documents("guess", "arc_easy", "acc", scores)
+    moved = compare(*(summarise(Results(tmp_path / name)) for name in ("before", "after")))
+    change = next(c for c in moved.overall if (c.task, c.method, c.metric) == ("arc_easy", "guess", "acc"))
+    assert change.moved == 1 and change.difference.clusters == 8 and moved.better == [change]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_suite_is_compared_by_its_documents(weighted: bool) -> None:
+    """Two tasks of 10 and 30 documents, each of which gains about 0.1 of a score that varies far more."""
+    random = np.random.default_rng(0)
+    scores, later = {}, {}
+    for task, count in (("one", 10), ("two", 30)):
+        values = random.uniform(0, 1, count)
+        scores[task] = {"acc": {f"{task} {at}": float(value) for at, value in enumerate(values)}}
+        later[task] = {
+            "acc": {name: value + 0.1 + random.normal(0, 0.02) for name, value in scores[task]["acc"].items()}
+        }
+    sides = [of_suite(some, weighted) for some in (scores, later)]
+    change = compare(*sides).overall[0]
+    assert (change.task, change.metric, change.moved) == ("both", "acc", 1)
+    weights = (0.25, 0.75) if weighted else (0.5, 0.5)
+    for found, some in ((change.difference.before, scores), (change.difference.after, later)):
+        means = [np.mean(list(some[task]["acc"].values())) for task in ("one", "two")]
+        assert found == pytest.approx(np.dot(weights, means))
+    assert change.difference.low > 0.05 and change.difference.high < 0.15
+    unpaired = compare(*(replace(side, documents={}) for side in sides)).overall[0]
+    assert unpaired.moved == 0 and unpaired.difference.low < 0
+
+
+def of_suite(scores: Mapping[str, Mapping[str, Mapping[str, float]]], weighted: bool) -> Summary:
+    tasks = {
+        task: {"documents": len(some["acc"]), "metrics": {"acc": mean_of(list(some["acc"].values()))}}
+        for task, some in scores.items()
+    }
+    mean = suite_mean(list(tasks.values()), weighted)
+    measured = {"tasks": tasks, "suites": {"both": {**mean, "members": list(tasks), "weighted": weighted}}}
+    run = {"settings": {}, "methods": ["guess"], "starts": []}
+    return Summary(run, [], {"guess": measured}, {"guess": scores})
+
+
+def mean_of(values: list[float]) -> dict[str, float]:
+    return {"value": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / len(values) ** 0.5)}
+
+
+def test_documents_that_are_gone_are_lost(tmp_path: Path, data: Path) -> None:
+    run(tmp_path / "before", data, {"guess": Guesser()}, limit=4)
+    write_data(data, 3)
+    run(tmp_path / "after", data, {"guess": Guesser()}, limit=4)
+    comparison = compare(*(summarise(Results(tmp_path / name)) for name in ("before", "after")))
+    assert {(loss.task, loss.lost, loss.gained) for loss in comparison.losses} == {(task, 1, 0) for task in TASKS}
+    assert comparison.regressed
