@@ -6,11 +6,9 @@ import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partialmethod
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import transformers
@@ -103,9 +101,16 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 @contextmanager
 def no_inner_bars() -> Iterator[None]:
     """Where libraries show no bars of their own (tqdm's), which would tear ours apart."""
-    shown = tqdm.__init__
-    with patch.object(tqdm, "__init__", partialmethod(shown, disable=True)):
+    begin = tqdm.__init__
+
+    def hidden(bar: Any, *args: Any, **settings: Any) -> None:
+        begin(bar, *args, **{**settings, "disable": True})
+
+    tqdm.__init__ = hidden
+    try:
         yield
+    finally:
+        tqdm.__init__ = begin
 
 
 def quiet(args: argparse.Namespace) -> None:

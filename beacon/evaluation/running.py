@@ -98,7 +98,7 @@ def run_suite(
         ImportError: Standard tasks are asked for, and lm-evaluation-harness is not installed.
         ValueError: No task or method, an unknown standard task, two tasks of one name, or a folder of other results.
     """
-    given = {**{name: {} for name in methods}, **(options or {})}
+    given = {**{name: {} for name in methods}, **({"harness": {}} if standard else {}), **(options or {})}
     arguments = given.get("harness", {})
     _check(tasks, standard, methods, tokenizer, arguments)
     together = processes()

@@ -18,6 +18,7 @@ from beacon.evaluation.harness.tasks import choose, close_names, task_manager
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import Processes
 from beacon.evaluation.results import Results, files_fingerprint
+from beacon.evaluation.results.answers import KeptAnswers
 from beacon.evaluation.results.entries import finished, of_parts, parts
 
 logger = logging.getLogger(__name__)
@@ -161,17 +162,19 @@ def run_standard(
     chosen = check_standard(names)
     pieces, found = _pieces(chosen, options), results.harness()
     left = [(name, piece) for name in methods for piece in pieces if not finished(piece.entry(found, name))]
-    together.wait()  # nobody writes while another one reads
-    for number, (name, piece) in enumerate(left if together.count > 1 else []):  # answers are shared out by contexts
-        answers = results.answers(name, together.rank, together.count, partial(_tell, progress, number, len(left)))
-        _measure(model, tokenizer, piece, {**options, "method": methods[name], "answers": answers})
-        _close(methods, name, left[number + 1 :], model)
+    if together.count > 1:  # answers are shared out by contexts, then scoring by pieces
+        stores = _stores(results, left, together, together.count)
+        for number, (name, piece) in enumerate(left):
+            stores[name].progress = partial(_tell, progress, number, len(left))
+            _answer_share(model, tokenizer, piece, {**options, "method": methods[name], "answers": stores[name]})
+            _close(methods, name, left[number + 1 :], model)
     together.wait()
-    mine = left[together.rank :: together.count]  # and scoring by pieces
+    stores = _stores(results, left, together, 1)
+    mine = left[together.rank :: together.count]
     for number, (name, piece) in enumerate(mine):
-        tell = partial(_tell, progress, number, len(mine)) if together.count == 1 else None
-        answers = results.answers(name, together.rank, progress=tell)
-        measured = _measure(model, tokenizer, piece, {**options, "method": methods[name], "answers": answers})
+        if together.count == 1:
+            stores[name].progress = partial(_tell, progress, number, len(mine))
+        measured = _measure(model, tokenizer, piece, {**options, "method": methods[name], "answers": stores[name]})
         print_of_files = {"files": files[piece.task]} if files and piece.task in files else {}
         entry = {**measured["tasks"][piece.task], **print_of_files, **(made or {})}
         if piece.metric is not None:
@@ -190,6 +193,16 @@ def run_standard(
     together.wait()
     entries = [piece.entry(found, method) for method in methods for piece in pieces]
     return [entry.get("status", "ok") for entry in entries if entry is not None]
+
+
+def _stores(
+    results: Results, left: Sequence[tuple[str, Piece]], together: Processes, count: int
+) -> dict[str, KeptAnswers]:
+    """What is answered by now, by method; nobody writes while another one reads."""
+    together.wait()
+    stores = {name: results.answers(name, together.rank, count) for name, _ in left}
+    together.wait()
+    return stores
 
 
 def _tell(progress: Progress | None, done: int, count: int, share: float) -> None:
@@ -213,18 +226,26 @@ def _pieces(chosen: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> 
     return list(dict.fromkeys(pieces))
 
 
+def _answer_share(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, Any]) -> None:
+    """Answer what this process has to of a piece. What goes wrong does so again where the piece is scored."""
+    try:
+        evaluate_tasks(model, tokenizer, [piece.task], **_settings(piece, settings))
+    except (ImportError, FileNotFoundError):  # for the user to mend
+        raise
+    except AnsweredElsewhere:
+        pass
+    except Exception as err:
+        logger.debug("%s cannot be answered by one of several processes: %r", piece.task, err)
+    free_memory()
+
+
 def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What ``evaluate_tasks`` returns for one piece (but for suites), or why there is nothing."""
     again: dict[str, Any] = {}
-    if piece.length is not None:
-        settings = {**settings, "lengths": [piece.length]}
     try:
-        return {**evaluate_tasks(model, tokenizer, [piece.task], **settings), "suites": {}}
+        return {**evaluate_tasks(model, tokenizer, [piece.task], **_settings(piece, settings)), "suites": {}}
     except (ImportError, FileNotFoundError):  # for the user to mend
         raise
-    except AnsweredElsewhere as err:
-        status, reason = "cannot-run", f"other processes have not answered {err}"
-        again = {"again": True}
     except (CannotRun, NotImplementedError) as err:
         status, reason = "cannot-run", one_line(err) or "no reason was given"
         again = {"again": True} if may_pass(err) else {}
@@ -237,6 +258,10 @@ def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, An
     free_memory()
     entry = {"status": status, "reason": reason, **again, "documents": 0, "metrics": {}}
     return {"tasks": {piece.task: entry}, "suites": {}, "scores": {}}
+
+
+def _settings(piece: Piece, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return settings if piece.length is None else {**settings, "lengths": [piece.length]}
 
 
 def _suites(tasks: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]) -> dict[str, Any]:

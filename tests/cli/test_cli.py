@@ -219,5 +219,5 @@ def test_other_libraries_show_no_bars_beside_ours() -> None:
     from beacon.cli.common import no_inner_bars
 
     with no_inner_bars():
-        assert tqdm(total=3).disable
+        assert tqdm(total=3).disable and tqdm(total=3, disable=False).disable
     assert not tqdm(total=3).disable

@@ -74,17 +74,22 @@ def write_data(folder: Path, count: int = 8) -> None:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def run(folder: str | Path, data: str | Path, some: dict[str, Method] | None = None, **options: Any) -> Any:
-    """Both tasks by some methods, into a folder."""
+def tiny() -> tuple[Any, Any]:
+    """A wrapped model and its tokenizer."""
     import beacon
-    from beacon.evaluation.running import run_suite
     from tests.evaluation.tiny import tiny_llama, word_tokenizer
 
     tokenizer = word_tokenizer()
     config = beacon.BeaconConfig(window=32, ratios=(4, 8), reserve=16)
-    model = beacon.wrap(tiny_llama(len(tokenizer), num_hidden_layers=1), config)
+    return beacon.wrap(tiny_llama(len(tokenizer), num_hidden_layers=1), config), tokenizer
+
+
+def run(folder: str | Path, data: str | Path, some: dict[str, Method] | None = None, **options: Any) -> Any:
+    """Both tasks by some methods, into a folder."""
+    from beacon.evaluation.running import run_suite
+
     given = {"harness": {"data": str(data), **OPTIONS, **options}}
-    return run_suite(model, tokenizer, [], methods() if some is None else some, folder, options=given, standard=TASKS)
+    return run_suite(*tiny(), [], methods() if some is None else some, folder, options=given, standard=TASKS)
 
 
 def main() -> None:

@@ -421,6 +421,25 @@ def test_answers_can_be_kept_as_the_harness_keeps_them(model, tokenizer, monkeyp
     assert lm.cache_hook.dbdict == {hash_args(*key): of for key, of in zip(keys, (score, document, text), strict=True)}
 
 
+def test_documents_are_told_batch_by_batch(model, tokenizer, monkeypatch) -> None:
+    from lm_eval.api.model import CacheHook, hash_args
+
+    lm = make(model, tokenizer, ratios=4, batch_size=2)
+    lm.set_cache_hook(CacheHook(SimpleNamespace(dbdict={})))
+    inner, calls = lm._loglikelihood_tokens, []
+
+    def stopped(*args, **settings):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(*args, **settings)
+
+    monkeypatch.setattr(lm, "_loglikelihood_tokens", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        lm.loglikelihood_rolling(requests(("w1 w2",), ("w3",), ("w4",)), disable_tqdm=True)
+    assert set(lm.cache_hook.dbdict) == {hash_args("loglikelihood_rolling", (text,)) for text in ("w1 w2", "w3")}
+
+
 def test_its_command_is_the_harness_own(monkeypatch, capsys) -> None:
     from beacon.evaluation.harness import __main__ as command
 

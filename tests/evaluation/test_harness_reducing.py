@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from beacon.evaluation.harness.reducing import document_scores, reduced
+from beacon.evaluation.harness.reducing import document_scores, reduced, suite_mean
 from beacon.evaluation.harness.tasks import task_manager
 
 
@@ -47,7 +47,30 @@ def test_documents_of_longbench_e_are_told_by_their_words() -> None:
         "n-shot": {},
         "versions": {},
     }
-    found = reduced(results, {"": [name]}, task_manager())["tasks"][name]["metrics"]
+    report = reduced(results, {"": [name]}, task_manager())
+    found = report["tasks"][name]["metrics"]
     assert list(found) == ["score", "score, 0-4k", "score, 4-8k", "score, 8k+"]
     assert [round(found[part]["value"], 6) for part in found] == [round(sum(scores) / 6, 6), 0.5, 0.5, 0.25]
     assert found["score, 0-4k"]["stderr"] == pytest.approx(0.5) and found["score, 8k+"]["stderr"] is None
+    assert [found[part].get("documents") for part in found] == [None, 2, 2, 1]
+    assert {part: len(some) for part, some in report["scores"][name].items()} == dict(
+        zip(found, (6, 2, 2, 1), strict=True)
+    )
+
+
+def test_questions_about_one_context_are_told_by_their_names() -> None:
+    samples = [sample(chr(97 + at), {"acc": 1}, doc={"context": text}) for at, text in enumerate("xxy")]
+    first, second, third = document_scores(samples, {"acc": metric(1.0)})["acc"]
+    assert first.partition(".")[0] == second.partition(".")[0] != third.partition(".")[0]
+    assert [name.partition(".")[2] for name in (first, second, third)] == [letter * 12 for letter in "abc"]
+
+
+@pytest.mark.parametrize("weighted, expected", [(True, 0.1), (False, 0.5)])
+def test_parts_of_a_suite_weigh_by_their_own_documents(weighted: bool, expected: float) -> None:
+    """Ten documents each, of which one and nine are short; a third task has none that is."""
+    short = [{"value": value, "stderr": 0.1, "documents": count} for value, count in ((1.0, 1), (0.0, 9))]
+    tasks = [{"documents": 10, "metrics": {"acc": metric(0.5), "acc, short": part}} for part in short]
+    found = suite_mean([*tasks, {"documents": 10, "metrics": {"acc": metric(0.2), "f1": metric(1.0)}}], weighted)
+    assert set(found["metrics"]) == {"acc", "acc, short"} and found["metrics"]["acc"]["value"] == pytest.approx(0.4)
+    assert found["metrics"]["acc, short"]["value"] == pytest.approx(expected)
+    assert found["metrics"]["acc, short"]["documents"] == 10

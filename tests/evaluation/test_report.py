@@ -49,7 +49,7 @@ def made(folder: Path, rows: dict[str, list[tuple[str, dict[str, Any], float | N
     """Results with these scores: by method, items with place and score (None: cannot run)."""
     results = Results(folder)
     items = {name: place for records in rows.values() for name, place, _ in records}
-    head = TaskHead("needle", metrics or {"accuracy": True}, tuple(items.items()))
+    head = TaskHead("needle", metrics or {"accuracy": True}, tuple(items.items()), {name: name for name in items})
     settings = {"model": {"weights": "a"}, "config": {"window": 16}, "seed": 0, "dtype": "float32", "device": "cpu"}
     machine = {"cpu": "some", "cores": 2, "threads": 1, "gpu": None, "gpus": 0}
     start = {"utc": "2026-01-01T00:00:00+00:00", "versions": {"torch": "2", "triton": None}, "commit": "0" * 40}
@@ -614,12 +614,15 @@ def test_fewer_than_six_texts_never_decide(count, decides):
 
 
 def test_folders_that_tell_no_texts():
-    """Every item is then a text of its own; where one folder tells, its texts count for both."""
+    """All items may then be of one text, so nothing is sure; nor where one folder alone tells."""
     before, after = (usual(RUN, needle=lambda at, here=here: here) for here in (1.0, 0.0))
-    assert {c.difference.clusters for c in compare(few(before, 1, False), few(after, 1, False)).overall} == {20}
-    for first, second in ((True, False), (False, True), (True, True)):
-        found = compare(few(before, 2, first), few(after, 2, second))
-        assert {change.difference.clusters for change in found.overall} == {2}
+    for first, second in ((False, False), (True, False), (False, True)):
+        found = compare(few(before, 20, first), few(after, 20, second))
+        assert {change.difference.clusters for change in found.overall} == {1}
+        assert not any(change.decides for change in found.overall)
+    assert {c.difference.clusters for c in compare(few(before, 20), few(after, 20)).overall} == {20}
+    (group,) = (group for group in few(before, 20, False).tasks[0].groups() if group.method == "beacon")
+    assert group.metrics["found"].low is None
 
 
 def test_a_perplexity_that_rises_is_found_in_a_table_of_the_usual_size():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -17,13 +18,15 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from beacon.evaluation.harness.keeping import AnsweredElsewhere, KeepingLM, request_name
+from beacon.evaluation.harness.keeping import AnsweredElsewhere, KeepingLM, request_names
 from beacon.evaluation.harness.reducing import suite_mean
 from beacon.evaluation.report.comparing import compare
+from beacon.evaluation.report.statistics import Difference, weighted
 from beacon.evaluation.report.summary import Summary, summarise
 from beacon.evaluation.results import Results
-from beacon.evaluation.results.answers import KeptAnswers
-from tests.evaluation.standard_suite import TASKS, Guesser, methods, run, write_data
+from beacon.evaluation.results.answers import KeptAnswers, shared_out
+from beacon.evaluation.running import run_suite
+from tests.evaluation.standard_suite import TASKS, Guesser, methods, run, tiny, write_data
 
 ROOT = Path(__file__).resolve().parents[2]
 READINGS = 8 * 4 + 4  # continuations of arc_easy; gsm8k's eight questions are four
@@ -75,15 +78,16 @@ def test_answers_and_scores_of_documents_are_kept(tmp_path: Path, data: Path) ->
         assert sum(of_arc.values()) / 8 == pytest.approx(value)
 
 
-def test_a_killed_run_loses_the_answer_it_was_at(tmp_path: Path, data: Path) -> None:
+def test_a_killed_run_loses_the_context_it_was_at(tmp_path: Path, data: Path) -> None:
+    """Continuations of one context are asked together, for what a model reads may depend on the longest."""
     run(tmp_path / "whole", data, {"guess": Guesser()})
-    for stops_at in (1, 20, READINGS):
+    for stops_at, kept in ((1, 0), (3, 2), (20, 4 + 12), (READINGS, 4 + 28)):  # gsm8k comes first
         folder = tmp_path / f"stopped {stops_at}"
         with pytest.raises(KeyboardInterrupt):
             run(folder, data, {"guess": Guesser(stops_at=stops_at)})
         method = Guesser()
         assert run(folder, data, {"guess": method}).ok == 2
-        assert method.count == READINGS - (stops_at - 1)
+        assert method.count == READINGS - kept
         assert measured_by(folder, "guess") == measured_by(tmp_path / "whole", "guess")
 
 
@@ -102,7 +106,7 @@ def test_a_damaged_answer_is_asked_for_again(tmp_path: Path, data: Path, caplog:
     file.write_text("\n".join([*kept[:4], *damaged, *kept[6:-1], kept[-1][:20]]))  # four are of gsm8k, which is done
     again = Guesser()
     assert run(folder, data, {"guess": again}).ok == 2
-    assert again.count == READINGS - 19 + 3 and "line 5 is damaged" in caplog.text
+    assert again.count == READINGS - 4 - 8 and "line 5 is damaged" in caplog.text  # two whole contexts are left
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, data: Path) -> None:
@@ -121,14 +125,24 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, data: Path) -> None:
     for method in map(quote, methods()):
         parts = [list(lines(folder / f"{name}.jsonl")) for name in (method, f"{method}.rank1")]
         both = [line["request"] for part in parts for line in part]
-        assert all(parts) and len(both) == len(set(both))  # nothing was answered twice
+        again = 3 if method == "guess" else 0  # of the context at which the first run was stopped
+        assert all(parts) and len(both) == len(set(both)) + again  # nothing else was answered twice
 
 
-def test_what_processes_share_out_is_told_apart_by_context(tmp_path: Path) -> None:
+def test_contexts_are_shared_out_by_length_and_what_begins_alike_stays_together(tmp_path: Path) -> None:
+    books = [letter * 900 for letter in "abcdef"]
+    contexts = [f"{book} question {number}" for number in range(3) for book in books] + ["a short one"] * 2
     stores = [KeptAnswers(tmp_path / f"{rank}.jsonl", rank=rank, count=3) for rank in range(3)]
-    contexts = [f"context {number}" for number in range(60)]
-    owners = [[store.is_mine(context) for store in stores] for context in contexts]
-    assert all(sum(row) == 1 for row in owners) and all(sum(column) > 8 for column in zip(*owners, strict=True))
+    rows = list(zip(*(store.share(contexts) for store in stores), strict=True))
+    assert all(sum(row) == 1 for row in rows)
+    owners = {context: row.index(True) for context, row in zip(contexts, rows, strict=True)}
+    for book in books:
+        assert len({owner for context, owner in owners.items() if context.startswith(book)}) == 1
+    assert [sum(owner == rank for owner in owners.values()) for rank in range(3)] in ([7, 6, 6], [6, 7, 6], [6, 6, 7])
+    assert shared_out(reversed(contexts), 3) == owners
+    one_beginning = [f"{'x' * 900} {number}" for number in range(12)]  # solved examples, say
+    shares = list(shared_out(one_beginning, 3).values())
+    assert [shares.count(rank) for rank in range(3)] == [4, 4, 4]
 
 
 class Request:
@@ -156,11 +170,33 @@ class Told:
 def test_drawn_answers_are_not_kept(tmp_path: Path) -> None:
     inner = Told()
     lm = KeepingLM(inner, KeptAnswers(tmp_path / "x.jsonl"))
-    greedy, drawn = Request("a", {"until": []}), Request("b", {"do_sample": True})
+    greedy, drawn = Request("a", {"until": []}), Request("b", {"temperature": 0.7})
     assert lm.generate_until([drawn, greedy, greedy, drawn]) == ["b 3", "a 1", "a 1", "b 3"]
     assert inner.asked == ["a", "b", "b"] and lm.ratios == 8
     assert lm.generate_until([greedy, drawn]) == ["a 1", "b 4"]
     assert inner.asked == ["a", "b", "b", "b"] and len(list(lines(tmp_path / "x.jsonl"))) == 1
+
+
+def test_one_of_several_processes_draws_nothing_before_scoring(tmp_path: Path) -> None:
+    inner = Told()
+    lm = KeepingLM(inner, KeptAnswers(tmp_path / "x.jsonl", rank=0, count=2))
+    with pytest.raises(AnsweredElsewhere):
+        lm.generate_until([Request(f"context {number}", {"do_sample": True}) for number in range(9)])
+    assert not inner.asked
+
+
+def test_continuations_of_a_context_are_told_apart_by_their_company() -> None:
+    """What a model reads may depend on the longest of them, so another task's may not be taken."""
+    first, second = request_names("loglikelihood", [("a", "x"), ("a", "yy")])
+    assert first != second and request_names("loglikelihood", [("a", "yy"), ("b", "z"), ("a", "x")])[2] == first
+    assert first not in request_names("loglikelihood", [("a", "x"), ("a", "yyy")])
+    kinds = {request_names(kind, [("a", {})])[0] for kind in ("generate_until", "loglikelihood_rolling")}
+    assert len(kinds) == 2
+
+
+def test_a_model_that_keeps_can_be_copied(tmp_path: Path) -> None:
+    lm = KeepingLM(Told(), KeptAnswers(tmp_path / "x.jsonl"))
+    assert copy.copy(lm).lm is lm.lm
 
 
 def test_what_others_answer_is_told_once_the_own_share_is_kept(tmp_path: Path) -> None:
@@ -169,7 +205,9 @@ def test_what_others_answer_is_told_once_the_own_share_is_kept(tmp_path: Path) -
     with pytest.raises(AnsweredElsewhere, match="of 20 requests"):
         lm.generate_until(requests)
     kept = {line["request"] for line in lines(tmp_path / "x.jsonl")}
-    assert 0 < len(inner.asked) < 20 and kept == {request_name("generate_until", (text, {})) for text in inner.asked}
+    assert 0 < len(inner.asked) < 20 and kept == set(
+        request_names("generate_until", [(text, {}) for text in inner.asked])
+    )
 
 
 def test_documents_are_compared_in_pairs(tmp_path: Path, data: Path) -> None:
@@ -225,6 +263,61 @@ def of_suite(scores: Mapping[str, Mapping[str, Mapping[str, float]]], weighted: 
 
 def mean_of(values: list[float]) -> dict[str, float]:
     return {"value": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / len(values) ** 0.5)}
+
+
+def changed(counts: list[int], changes: list[float], **options: Any) -> Difference:
+    """Tasks of so many documents that count alike, of which all scores were 0."""
+    tasks = [task for task, count in enumerate(counts) for _ in range(count)]
+    weights = [1 / len(counts) / counts[task] for task in tasks]
+    return weighted([0.0] * len(tasks), changes, weights, tasks, options.get("clusters", list(range(len(tasks)))))
+
+
+def test_few_documents_of_a_suite_are_sure_of_little() -> None:
+    assert changed([2] * 13, [1.0] * 7 + [0.0] * 19).p == pytest.approx(2 * 0.5**7, rel=0.3)  # the sign test
+    one_task = changed([3, 100], [-1.0] * 3 + [0.01, -0.01] * 50)
+    assert one_task.p > 0.1 and changed([4], [-1.0] * 4).least == 0.125
+    assert changed([1, 20], [1.0] * 21).low is None and changed([6, 6], [0.5] * 12).low == 0.5
+    shared = changed([10, 10], [1.0] * 20, clusters=[0, 1] * 10)
+    assert (shared.clusters, shared.p) == (2, 0.5)
+    assert changed([3, 3], [0.0] * 6).p == 1.0
+
+
+@pytest.mark.parametrize("counts", [[2] * 13, [5] * 13, [4, 4], [1, 30]])
+def test_a_suite_in_which_nothing_changed_raises_few_alarms(counts: list[int]) -> None:
+    random = np.random.default_rng(1)
+    found = [changed(counts, list(random.integers(-1, 2, sum(counts)).astype(float))).p for _ in range(300)]
+    assert np.mean([p < 0.05 for p in found]) < 0.08
+
+
+def test_a_change_of_all_documents_is_told() -> None:
+    random = np.random.default_rng(2)
+    found = changed([20] * 5, list(random.normal(0.2, 0.5, 100)))
+    assert found.p < 0.01 and 0 < found.low < 0.2 < found.high
+    error = 0.5 / 100**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.2)
+
+
+def test_documents_of_other_prompts_are_not_lost(tmp_path: Path, data: Path) -> None:
+    """As those of RULER are with another tokenizer: none is in common, so means are compared."""
+    run(tmp_path / "before", data, {"guess": Guesser()})
+    for file in data.rglob("*.jsonl"):
+        file.write_text(file.read_text().replace("function", "method").replace("return", "yield"))
+    run(tmp_path / "after", data, {"guess": Guesser()})
+    comparison = compare(*(summarise(Results(tmp_path / name)) for name in ("before", "after")))
+    assert not comparison.losses and {change.task for change in comparison.overall} == set(TASKS)
+
+
+def test_options_of_the_harness_stay_the_same(tmp_path: Path, data: Path) -> None:
+    run_suite(
+        *tiny(),
+        [],
+        {"guess": Guesser()},
+        tmp_path / "out",
+        standard=["arc_easy"],
+        options={"harness": {"data": str(data)}},
+    )
+    with pytest.raises(ValueError, match=r"same options, got .*harness\.data"):
+        run_suite(*tiny(), [], {"guess": Guesser()}, tmp_path / "out", standard=["arc_easy"])
 
 
 def test_documents_that_are_gone_are_lost(tmp_path: Path, data: Path) -> None:

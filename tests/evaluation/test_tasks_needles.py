@@ -25,6 +25,7 @@ CHAT = (
 )
 ORDER = {"first": 0, "second": 1, "third": 2, "fourth": 3}
 HIDING = ["passkey", "needle", "multi-needle", "topics", "multi-turn"]
+TIME = "first_turn_seconds"
 
 
 class Knowing(Method):
@@ -82,7 +83,7 @@ def model(tokenizer):
 
 def measured(task, method, model, tokenizer):
     results = [task.run(method, model, tokenizer, item) for item in task.items(model, tokenizer)]
-    return {metric: [result.scores[metric] for result in results] for metric in results[0].scores}
+    return {metric: [result.scores[metric] for result in results] for metric in results[0].scores if metric != TIME}
 
 
 @pytest.mark.parametrize("wording", ["comment", "prose"])
@@ -92,11 +93,11 @@ def test_who_knows_finds_all_and_who_is_deaf_nothing(name, wording, text, tokeni
     if name != "passkey":
         options["wording"] = wording
     task = make_task(name, **options)
-    metrics = [metric for metric in task.metrics if metric != "turn_seconds"]
     right = measured(task, Knowing(tokenizer), model, tokenizer)
     wrong = measured(task, Deaf(tokenizer), model, tokenizer)
-    assert all(set(right[metric]) == {1.0} for metric in metrics)
-    assert all(set(wrong[metric]) == {0.0} for metric in metrics)
+    assert set(right) == set(wrong) == {metric for metric in task.metrics if not metric.endswith("seconds")}
+    assert all(set(scores) == {1.0} for scores in right.values())
+    assert all(set(scores) == {0.0} for scores in wrong.values())
 
 
 @pytest.mark.parametrize("name", ["needle", "multi-needle", "multi-turn"])
@@ -228,7 +229,9 @@ def test_a_dialogue_grows(text, tokenizer, model):
     for before, after, prompt in zip(dialogues, dialogues[1:], prompts):
         assert after.startswith(before + prompt.answers[0] + "\n# the number of ")
     result = task.run(Knowing(tokenizer), model, tokenizer, items[2])
-    assert result.scores["turn_seconds"] > 0 and prompts[2].answers[0] in result.output
+    assert set(result.scores) == {"found"} and prompts[2].answers[0] in result.output  # the text is read in between
+    turns = [result.scores for result in task.run_series(Knowing(tokenizer), model, tokenizer, items)]
+    assert [set(scores) for scores in turns] == [{"found", TIME}, *[{"found", "turn_seconds"}] * 2]
 
 
 def test_chats(text, tokenizer, model, monkeypatch):
@@ -304,6 +307,27 @@ def test_every_sample_has_another_stretch(tmp_path, tokenizer):
         Haystack(tmp_path).stretch(tokenizer, total, 1)
 
 
+def test_shorter_texts_are_the_beginnings_of_the_longest(tmp_path, tokenizer, model):
+    (tmp_path / "code.py").write_text(CODE)
+    haystack = Haystack(tmp_path, longest=300)
+    for number in (0, 2, 9):
+        whole = haystack.stretch(tokenizer, 300, number)
+        assert torch.equal(haystack.stretch(tokenizer, 90, number), whole[:90])
+        assert torch.equal(whole, Haystack(tmp_path).stretch(tokenizer, 300, number))
+
+
+def test_stretches_that_overlap_count_as_one_text(tmp_path, tokenizer, model):
+    (tmp_path / "code.py").write_text(CODE)
+    total = len(encode(tokenizer, CODE.rstrip("\n") + "\n"))
+    for parts in (1, 2, 3):
+        length = total // parts - 20
+        task = make_task("needle", lengths=[length, 200], samples=2, data=tmp_path)
+        clusters = {item.place["length"]: set() for item in task.items(model, tokenizer)}
+        for item in task.items(model, tokenizer):
+            clusters[item.place["length"]].add(item.cluster)
+        assert clusters[length] == clusters[200] == {f"text {number}" for number in range(parts)}
+
+
 def test_samples_that_the_text_does_not_hold_are_refused_at_once(tmp_path, tokenizer, model):
     (tmp_path / "code.py").write_text(CODE)
     total = len(encode(tokenizer, CODE.rstrip("\n") + "\n"))
@@ -323,7 +347,7 @@ def test_every_depth_has_another_stretch(text, tokenizer, model):
     items, last = list(task.items(model, tokenizer)), -1
     for at, item in enumerate(items):
         number = at % 6
-        assert (item.cluster, item.content["stretch"], item.series) == (f"stretch {number}", number, None)
+        assert (item.cluster, item.content["stretch"], item.series) == (f"text {number}", number, None)
         told = tokenizer.decode(task.prompt(tokenizer, item).text)
         names = [int(found) for found in re.findall(r"function_(\d+)\(", told)]
         if number:
@@ -431,7 +455,7 @@ def test_turns_in_a_live_dialogue_are_answered_as_alone(text, tokenizer, model):
     task = make_task("multi-turn", lengths=[300], turns=4, samples=2, data=text)
     items = list(task.items(model, tokenizer))
     assert [item.series for item in items] == ["length 300, sample 0"] * 4 + ["length 300, sample 1"] * 4
-    assert [item.cluster for item in items] == ["stretch 0"] * 4 + ["stretch 1"] * 4
+    assert [item.cluster for item in items] == ["text 0"] * 4 + ["text 1"] * 4
     for method in (Beacon(4), Stock(), SlidingWindow(20), TruncateLeft(tokenizer)):
         alone = [task.run(method, model, tokenizer, item).output for item in items]
         assert [result.output for result in task.run_series(method, model, tokenizer, items)] == alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,11 +23,11 @@ class AnswerStore(Protocol):
         Args:
             request: Names the request.
             answer: What came of it; JSON values, where a tuple counts as a list.
-            about: The task and the number of its document, as far as they are known.
+            about: The task and the number of its document.
         """
 
-    def is_mine(self, context: str) -> bool:
-        """Whether this process answers requests about a context, or another one does."""
+    def share(self, contexts: Sequence[str]) -> list[bool]:
+        """Which of a task's contexts this process answers; all, where it is alone."""
 
     def expect(self, count: int) -> None:
         """So many answers will be kept now."""
@@ -39,7 +40,8 @@ class AnsweredElsewhere(Exception):
 class KeepingLM:
     """A model of the harness that asks nothing of which the answer is kept.
 
-    Drawn answers are not kept: they would be the same each time.
+    Continuations of one context are asked together or not at all: by the longest of them a model may choose how it
+    reads. Drawn answers are not kept: they would be the same each time.
 
     Args:
         lm: The model.
@@ -48,60 +50,90 @@ class KeepingLM:
 
     def __init__(self, lm: Any, answers: AnswerStore) -> None:
         self.lm, self.answers = lm, answers
-        self._asked: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, tuple[str, dict[str, Any]]] = {}  # by request: the name of the answer, and what it is of
         lm.set_cache_hook(self)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "lm" or name.startswith("__"):  # copies and pickles are looked at before they are filled
+            raise AttributeError(name)
         found = getattr(self.lm, name)
         return self._keeping(name, found) if name in KINDS else found
 
     def add_partial(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
         """What the model calls whenever it has answered a request (the harness's ``CacheHook``)."""
-        request = request_name(kind, arguments)
+        self._keep(_digest(kind, *arguments), answer)
+
+    def _keep(self, request: str, answer: Any) -> None:
         if request in self._asked:
-            self.answers.keep(request, answer, self._asked.pop(request))
+            name, about = self._asked.pop(request)
+            self.answers.keep(name, answer, about)
 
     def _keeping(self, kind: str, ask: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         def answered(requests: Sequence[Any], **settings: Any) -> list[Any]:
-            names = [request_name(kind, request.args) for request in requests]
-            known = {name: self.answers.find(name) for name in names}
-            drawn = [at for at, request in enumerate(requests) if _is_drawn(kind, request.args)]
-            left = {name: at for at, name in enumerate(names) if known[name] is None and at not in set(drawn)}
-            mine = [at for at in left.values() if self.answers.is_mine(requests[at].args[0])]
-            self._asked = {names[at]: {"task": requests[at].task_name, "document": requests[at].doc_id} for at in mine}
-            if mine:
-                self.answers.expect(len(mine))
-                known |= self._answer(kind, ask, [requests[at] for at in mine], [names[at] for at in mine], settings)
-            if len(mine) < len(left):
-                raise AnsweredElsewhere(f"{len(left) - len(mine)} of {len(requests)} requests")
-            fresh = dict(zip(drawn, ask([requests[at] for at in drawn], **settings), strict=True)) if drawn else {}
-            return [fresh[at] if at in fresh else _as_given(kind, known[name]) for at, name in enumerate(names)]
+            drawn = [is_drawn(kind, request.args) for request in requests]
+            names = request_names(kind, [request.args for request in requests])
+            given: dict[str, Any] = {name: self.answers.find(name) for name in names}
+            again = {request.args[0] for request, name in zip(requests, names, strict=True) if given[name] is None}
+            mine = self.answers.share([request.args[0] for request in requests])
+            left = {
+                name: request
+                for name, request, own, free in zip(names, requests, mine, drawn, strict=True)
+                if own and not free and request.args[0] in again
+            }
+            if left:
+                given |= self._answer(kind, ask, left, settings)
+            others = sum(not own and (free or given[name] is None) for name, own, free in zip(names, mine, drawn))
+            if others or (any(drawn) and not all(mine)):
+                raise AnsweredElsewhere(f"{others} of {len(requests)} requests")
+            fresh = iter(ask([r for r, free in zip(requests, drawn) if free], **settings) if any(drawn) else [])
+            return [
+                next(fresh) if free else _as_given(kind, given[name]) for name, free in zip(names, drawn, strict=True)
+            ]
 
         return answered
 
     def _answer(
-        self,
-        kind: str,
-        ask: Callable[..., list[Any]],
-        requests: Sequence[Any],
-        names: Sequence[str],
-        settings: Mapping[str, Any],
+        self, kind: str, ask: Callable[..., list[Any]], left: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        found = dict(zip(names, ask(list(requests), **settings), strict=True))
-        for name, about in self._asked.items():  # of which the model has not told by itself
-            self.answers.keep(name, found[name], about)
-        self._asked = {}
+        """Ask what is left; each answer is kept as it comes."""
+        self.answers.expect(len(left))
+        keys = {name: _digest(kind, *request.args) for name, request in left.items()}
+        self._asked = {
+            keys[name]: (name, {"task": request.task_name, "document": request.doc_id})
+            for name, request in left.items()
+        }
+        found = dict(zip(left, ask(list(left.values()), **settings), strict=True))
+        for name, answer in found.items():  # of which the model has not told by itself
+            self._keep(keys[name], answer)
         return found
 
 
-def request_name(kind: str, arguments: Sequence[Any]) -> str:
-    """Sixteen hexadecimal digits for a request: the same for the same kind, context, and continuation or settings."""
-    text = json.dumps([kind, *arguments], sort_keys=True, default=str)
+def request_names(kind: str, arguments: Sequence[Sequence[Any]]) -> list[str]:
+    """Sixteen hexadecimal digits for each request: the same for the same kind, context, and settings or continuations.
+
+    Args:
+        kind: One of ``KINDS``.
+        arguments: Of all requests of a task; those with one context are asked together.
+    """
+    together: dict[Any, set[str]] = defaultdict(set)
+    if kind == "loglikelihood":
+        for context, continuation in arguments:
+            together[context].add(continuation)
+    return [_digest(kind, *some, *sorted(together.get(some[0], ()))) for some in arguments]
+
+
+def is_drawn(kind: str, arguments: Sequence[Any]) -> bool:
+    """Whether an answer is drawn by chance, by settings that the harness completes: a temperature says so, too."""
+    if kind != "generate_until":
+        return False
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return bool(normalize_gen_kwargs(dict(arguments[1])).get("do_sample"))
+
+
+def _digest(*values: Any) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_drawn(kind: str, arguments: Sequence[Any]) -> bool:
-    return kind == "generate_until" and bool(arguments[1].get("do_sample", False))
 
 
 def _as_given(kind: str, answer: Any) -> Any:

@@ -234,11 +234,15 @@ class BeaconRequests:
         if self.stock:
             results: list[float] = base.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
             return results
-        texts = [request.args[0] for request in requests]
-        parts = [(None, [self.prefix_token_id], base.tok_encode(text)) for text in texts]
-        sums = [total for total, _ in self._loglikelihood_tokens(parts, disable_tqdm)]
-        for text, total in zip(texts, sums, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        texts, sums = [request.args[0] for request in requests], []
+        with self._bar(len(texts), "scoring", disable_tqdm) as bar:
+            for first in range(0, len(texts), self.batch_size):
+                some = texts[first : first + self.batch_size]
+                parts = [(None, [self.prefix_token_id], base.tok_encode(text)) for text in some]
+                for text, (total, _) in zip(some, self._loglikelihood_tokens(parts, disable_tqdm=True), strict=True):
+                    self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+                    sums.append(total)
+                bar.update(len(some))
         return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -11,7 +12,8 @@ from beacon.evaluation.harness.tasks import SUITES, suite_of
 from beacon.evaluation.results.entries import suite_weights
 
 Part: TypeAlias = Callable[[Mapping[str, Any]], "str | None"]
-Metrics: TypeAlias = "dict[str, dict[str, float | None]]"  # "value" and "stderr" by metric
+Scores: TypeAlias = dict[str, dict[str, float]]  # by metric and document
+Metrics: TypeAlias = "dict[str, dict[str, Any]]"  # "value" and "stderr" by metric
 
 
 def reduced(results: Mapping[str, Any], chosen: Mapping[str, Sequence[str]], manager: Any) -> dict[str, Any]:
@@ -30,13 +32,15 @@ def reduced(results: Mapping[str, Any], chosen: Mapping[str, Sequence[str]], man
     tasks, scores = {}, {}
     for name, measured in results["results"].items():
         metrics, samples = _metrics(measured), results["samples"][name]
-        scores[name] = document_scores(samples, metrics)
         part = SUITES[suite_of(name, manager)].part
+        whole = document_scores(samples, metrics)
+        parts = {} if part is None else _by_part(samples, whole, part)
+        scores[name] = {**whole, **parts}
         tasks[name] = {
             "documents": results["n-samples"][name]["effective"],
             "shots": results["n-shot"].get(name, 0),
             "version": results["versions"].get(name),
-            "metrics": metrics if part is None else {**metrics, **_by_part(samples, scores[name], part)},
+            "metrics": {**metrics, **{metric: _mean(list(some.values())) for metric, some in parts.items()}},
         }
     suites = {
         suite: suite_mean([tasks[name] for name in names], SUITES[suite].weighted)
@@ -46,14 +50,18 @@ def reduced(results: Mapping[str, Any], chosen: Mapping[str, Sequence[str]], man
     return {"harness": lm_eval.__version__, "tasks": tasks, "suites": suites, "scores": scores}
 
 
-def document_scores(samples: Sequence[Mapping[str, Any]], metrics: Metrics) -> dict[str, dict[str, float]]:
+def document_scores(samples: Sequence[Mapping[str, Any]], metrics: Metrics) -> Scores:
     """Scores of documents by metric, of those metrics that are their mean.
 
     Args:
         samples: The harness's, of one task: one for each document and filter.
         metrics: The task's.
+
+    Returns:
+        By the names of documents: fingerprints, which are the same in every run. Where a document has a ``context``,
+        as questions about one book do, its fingerprint comes before a dot.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: Scores = {}
     for document, sample in _named(samples):
         for metric in sample["metrics"]:
             value, name = sample[metric], _metric_name(metric, sample["filter"])
@@ -67,28 +75,34 @@ def _is_mean(value: float | None, scores: Iterable[float]) -> bool:
 
 
 def _named(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Samples with fingerprints of their documents, which are the same in every run; equal ones are numbered."""
+    """Samples with the names of their documents; equal documents are numbered."""
     seen: dict[tuple[str, str], int] = {}
     named = []
     for sample in samples:
-        digest = sample["doc_hash"][:12]
+        digest, context = sample["doc_hash"][:12], sample["doc"].get("context")
+        if isinstance(context, str):
+            digest = f"{hashlib.sha256(context.encode()).hexdigest()[:12]}.{digest}"
         times = seen[digest, sample["filter"]] = seen.get((digest, sample["filter"]), 0) + 1
         named.append((digest if times == 1 else f"{digest}-{times}", sample))
     return named
 
 
-def _by_part(samples: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, float]], part: Part) -> Metrics:
-    """Metrics of the documents of each part."""
+def _by_part(samples: Sequence[Mapping[str, Any]], scores: Scores, part: Part) -> Scores:
+    """Scores of the documents of each part, as metrics of their own."""
     parts = {document: part(sample["doc"]) for document, sample in _named(samples)}
-    order = sorted({name for name in parts.values() if name is not None})
-    metrics: Metrics = {}
+    found: Scores = {}
     for metric, some in scores.items():
-        for name in order:
-            values = [value for document, value in some.items() if parts[document] == name]
-            if values:
-                error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-                metrics[f"{metric}, {name}"] = {"value": fmean(values), "stderr": error}
-    return metrics
+        for name in sorted({name for name in parts.values() if name is not None}):
+            mine = {document: value for document, value in some.items() if parts[document] == name}
+            if mine:
+                found[f"{metric}, {name}"] = mine
+    return found
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """A metric over some of a task's documents: it says of how many."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"value": fmean(values), "stderr": error, "documents": len(values)}
 
 
 def _metrics(measured: Mapping[str, Any]) -> Metrics:
@@ -110,16 +124,28 @@ def _metric_name(metric: str, kind: str) -> str:
 
 
 def suite_mean(tasks: Sequence[Mapping[str, Any]], weighted: bool) -> dict[str, Any]:
-    """Means of the metrics that all tasks of a suite have; tasks are independent, so their errors add in squares."""
-    weights = suite_weights([task["documents"] for task in tasks], weighted)
-    common = [name for name in tasks[0]["metrics"] if all(name in task["metrics"] for task in tasks)]
+    """Means of the metrics that all tasks of a suite have; tasks are independent, so their errors add in squares.
+
+    Metrics of parts are means over the tasks that have the part, by its documents where these weigh.
+
+    Args:
+        tasks: Their entries.
+        weighted: Whether tasks weigh as much as they have documents, or alike.
+    """
+    names = dict.fromkeys(name for task in tasks for name in task["metrics"])
     metrics = {}
-    for name in common:
-        values = [task["metrics"][name]["value"] for task in tasks]
-        errors = [task["metrics"][name]["stderr"] for task in tasks]
-        known = None not in errors
+    for name in names:
+        having = [task for task in tasks if name in task["metrics"]]
+        found = [task["metrics"][name] for task in having]
+        of_parts = all("documents" in metric for metric in found)
+        if len(having) < len(tasks) and not of_parts:
+            continue
+        counts = [metric.get("documents", task["documents"]) for task, metric in zip(having, found, strict=True)]
+        weights = suite_weights(counts, weighted)
+        errors = [metric["stderr"] for metric in found]
         metrics[name] = {
-            "value": sum(weight * value for weight, value in zip(weights, values, strict=True)),
-            "stderr": math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))) if known else None,
+            "value": sum(weight * metric["value"] for weight, metric in zip(weights, found, strict=True)),
+            "stderr": None if None in errors else math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))),
+            **({"documents": sum(counts)} if of_parts else {}),
         }
     return {"documents": sum(task["documents"] for task in tasks), "tasks": len(tasks), "metrics": metrics}

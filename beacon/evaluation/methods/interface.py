@@ -98,7 +98,8 @@ class Method(ABC):
     def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
         """Begin a dialogue: text, questions and answers, one after the other. Where a method can, it reads each once.
 
-        An answer is that of :meth:`answers` to a question after all that has been read.
+        An answer is that of :meth:`answers` to a question after all that has been read, but for ratio policies, which
+        go by ``expected_length`` here.
 
         Args:
             model: A wrapped model.

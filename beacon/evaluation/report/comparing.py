@@ -101,8 +101,9 @@ def compare(before: Summary, after: Summary, threshold: float = SMALLEST) -> Com
 
 
 def _clustered_as(task: TaskSummary, other: TaskSummary) -> TaskSummary:
-    """A task with the clusters that another folder's tells, where it does not tell its own."""
-    return replace(task, head=replace(task.head, clusters={**other.head.clusters, **task.head.clusters}))
+    """A task whose clusters are told only where another folder tells them too: else their texts may be others."""
+    told = {name: cluster for name, cluster in task.head.clusters.items() if name in other.head.clusters}
+    return replace(task, head=replace(task.head, clusters=told))
 
 
 def _by_item(records: Sequence[Record]) -> dict[str, Record]:

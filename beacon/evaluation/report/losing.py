@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,12 @@ def _reason(record: Record | None, main: str) -> str:
     return f"{main} {record.scores[main]}" if record.status == "ok" else record.reason or record.status
 
 
+def _have_common(documents: Sequence[Mapping[str, Mapping[str, float]]]) -> bool:
+    """Whether two folders have any document in common; without, they are of other prompts (of a tokenizer, say)."""
+    first, second = ({document for some in side.values() for document in some} for side in documents)
+    return not first.isdisjoint(second)
+
+
 def _of_harness(
     name: str,
     method: str,
@@ -106,7 +112,7 @@ def _of_harness(
     now = measured["tasks"][name]
     if not now.get("metrics"):
         yield Loss(name, method, entry["documents"], 0, now.get("reason") or now.get("status", NOT_RUN))
-    elif all(documents):
+    elif _have_common(documents):
         first, second = ({document for some in side.values() for document in some} for side in documents)
         if first != second:
             lost, gained = len(first - second), len(second - first)

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 from beacon.evaluation.report.changes import Change
-from beacon.evaluation.report.statistics import Difference, normal, paired, standard_error
+from beacon.evaluation.report.statistics import Difference, normal, paired, weighted
 from beacon.evaluation.report.summary import Documents, Summary
 from beacon.evaluation.results.entries import suite_weights
 
@@ -64,28 +63,40 @@ class _Pairs:
     before: Documents
     after: Documents
 
-    def scores(self, task: str, metric: str) -> tuple[list[float], list[float]]:
-        """Scores of the documents in common, in one order."""
+    def scores(self, task: str, metric: str) -> tuple[list[float], list[float], list[str]]:
+        """Scores of the documents in common, in one order, and the texts that these are about."""
         first, second = (side.get(task, {}).get(metric, {}) for side in (self.before, self.after))
         common = [name for name in first if name in second]
-        return [first[name] for name in common], [second[name] for name in common]
+        return [first[name] for name in common], [second[name] for name in common], list(map(text_of, common))
 
     def of_task(self, task: str, first: Any, second: Any, metric: str) -> Difference | None:
         """The change of a task; None where no documents are known."""
-        a, b = self.scores(task, metric)
-        return paired(a, b) if a else None
+        a, b, texts = self.scores(task, metric)
+        return paired(a, b, clusters=texts) if a else None
 
     def of_suite(self, first: Mapping[str, Any], second: Mapping[str, Any], metric: str) -> Difference | None:
-        """The change of a suite's mean: tasks are independent, so the errors of their changes add in squares."""
-        members, weighted = second.get("members"), second.get("weighted")
-        pairs = [self.scores(task, metric) for task in members or ()]
-        if weighted is None or not pairs or first.get("members") != members or not all(a for a, _ in pairs):
+        """The change of a suite's mean; None where documents of a task are not known."""
+        members, by_documents = second.get("members"), second.get("weighted")
+        if by_documents is None or not members or first.get("members") != members:
             return None
-        counts = [len(a) for a, _ in pairs]
-        weights = suite_weights(counts, weighted)
-        old, new = (sum(w * fmean(p[side]) for w, p in zip(weights, pairs, strict=True)) for side in (0, 1))
-        error = math.hypot(*(w * standard_error(*pair) for w, pair in zip(weights, pairs, strict=True)))
-        return normal(old, new, error, (sum(counts), sum(counts)))
+        sides = (self.before, self.after)
+        having = [task for task in members if any(metric in side.get(task, {}) for side in sides)]
+        pairs = {task: self.scores(task, metric) for task in having}
+        counts = [len(texts) for _, _, texts in pairs.values()]
+        if not pairs or not all(counts):
+            return None
+        weights = dict(zip(pairs, suite_weights(counts, by_documents), strict=True))
+        rows = [
+            (a, b, weights[task] / len(texts), task, text)
+            for task, (first, second, texts) in pairs.items()
+            for a, b, text in zip(first, second, texts, strict=True)
+        ]
+        return weighted(*map(list, zip(*rows, strict=True)))
+
+
+def text_of(document: str) -> str:
+    """What a document's name says of the text that it is about; see :func:`beacon.evaluation.harness.reducing`."""
+    return document.partition(".")[0]
 
 
 def _unpaired(metric: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
@@ -93,4 +104,5 @@ def _unpaired(metric: str, first: Mapping[str, Any], second: Mapping[str, Any]) 
     a, b = first["metrics"][metric], second["metrics"][metric]
     known = a["stderr"] is not None and b["stderr"] is not None
     error = math.hypot(a["stderr"], b["stderr"]) if known else None
-    return normal(a["value"], b["value"], error, (int(first["documents"]), int(second["documents"])))
+    counts = (int(a.get("documents", first["documents"])), int(b.get("documents", second["documents"])))
+    return normal(a["value"], b["value"], error, counts)

@@ -166,10 +166,67 @@ def normal(before: float, after: float, error: float | None, documents: tuple[in
     return Difference(before, after, low, high, p=max(least, _tail(change, error)), **about)
 
 
-def standard_error(before: Sequence[float], after: Sequence[float]) -> float:
-    """Standard error of the mean change of pairs; 0 of a single one, which cannot tell."""
-    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    return float(changes.std(ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
+def weighted(
+    before: Sequence[float],
+    after: Sequence[float],
+    weights: Sequence[float],
+    groups: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+) -> Difference:
+    """Compare weighted means of pairs in groups: a suite's, whose tasks have documents.
+
+    The p-value is that of random signs of the clusters' changes, which all are as likely as not if nothing changed
+    (where no draw is as far off, the normal tail), but never below the sign test's if all that differ did so in one
+    direction.
+
+    Args:
+        before: One number for each pair.
+        after: The other.
+        weights: How much each pair counts; they add up to 1.
+        groups: Which group each is of; those of one are expected to change alike.
+        clusters: Pairs of one are not independent of each other.
+
+    Returns:
+        The difference; without an interval where a group has a single pair, of whose spread nothing is known.
+    """
+    share = np.asarray(weights, dtype=np.float64)
+    first, second = (np.asarray(side, dtype=np.float64) for side in (before, after))
+    means = float(share @ first), float(share @ second)
+    sums = _clustered(share * (second - first), clusters)[0]
+    moved = int(np.count_nonzero(sums))
+    about: dict[str, Any] = {"n": len(share), "clusters": len(sums), "least": _all_of_one_sign(len(sums))}
+    if not moved:
+        return Difference(*means, 0.0, 0.0, p=1.0, **about)
+    change, drawn = float(sums.sum()), _signed(sums[sums != 0])
+    reached = int(np.count_nonzero(np.abs(drawn) >= abs(change) * (1 - 1e-9)))
+    p = (1 + reached) / (1 + len(drawn)) if reached else _tail(change, float(np.sqrt((sums**2).sum())))
+    error = _error_of_groups(share, second - first, groups, clusters) if len(sums) >= ENOUGH else None
+    low, high = (None, None) if error is None else (change - DEVIATIONS * error, change + DEVIATIONS * error)
+    return Difference(*means, low, high, p=min(1.0, max(p, _all_of_one_sign(moved))), **about)
+
+
+def _error_of_groups(
+    weights: np.ndarray, changes: np.ndarray, groups: Sequence[Hashable], clusters: Sequence[Hashable]
+) -> float | None:
+    """Standard error of a weighted mean, from the spread within groups; None where one has a single pair."""
+    sums, counts = _clustered(changes, groups)
+    if (counts < 2).any():
+        return None
+    seen = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+    index = np.array([seen[group] for group in groups])
+    spread = (changes - (sums / counts)[index]) * np.sqrt(counts / (counts - 1))[index]
+    return float(np.sqrt((_clustered(weights * spread, clusters)[0] ** 2).sum()))
+
+
+def _signed(shares: np.ndarray) -> np.ndarray:
+    """Sums of shares with random signs, the same in every run."""
+    random = np.random.default_rng(0)
+    step = max(1, BLOCK // len(shares))
+    parts = []
+    for start in range(0, RESAMPLES, step):
+        signs = random.integers(2, size=(min(step, RESAMPLES - start), len(shares)), dtype=np.int8)
+        parts.append((2 * signs - 1) @ shares)
+    return np.concatenate(parts)
 
 
 def _tail(change: float, error: float) -> float:

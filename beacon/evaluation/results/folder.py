@@ -19,7 +19,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class TaskHead:
         name: As the command names it.
         metrics: By name, each with whether more of it is better; the first is the main one.
         items: Names and places, in the order of running.
-        clusters: What names the text that an item has in common with others, by the item's name; an item without is a
-            cluster of its own, as all are in folders that do not tell.
+        clusters: What names the text that an item has in common with others, by the item's name. Items of which it is
+            not told (in folders of older versions) count as one text.
     """
 
     name: str
@@ -81,7 +81,7 @@ class TaskHead:
         twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"items of a task must have names of their own, got {twice!r} twice in {task.name}.")
-        clusters = {item.name: item.cluster for item in items if item.cluster is not None}
+        clusters = {item.name: f"item {item.name}" if item.cluster is None else item.cluster for item in items}
         return cls(task.name, dict(task.metrics), kept, clusters)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class TaskHead:
         clusters = {item["name"]: item["cluster"] for item in values["items"] if item.get("cluster") is not None}
         return cls(values["task"], values["metrics"], items, clusters)
 
-    def cluster(self, item: str) -> Hashable:
-        """What counts as one with an item of this name, where items are resampled."""
-        return self.clusters.get(item, (item,))
+    def cluster(self, item: str) -> str | None:
+        """What counts as one with an item of this name, where items are resampled; None where it is not told."""
+        return self.clusters.get(item)
 
 
 class Results:
@@ -169,13 +169,11 @@ class Results:
                 mine["tasks"] |= {name: better(mine["tasks"].get(name), entry) for name, entry in part["tasks"].items()}
         return found
 
-    def answers(
-        self, method: str, rank: int = 0, count: int = 1, progress: Callable[[float], None] | None = None
-    ) -> KeptAnswers:
+    def answers(self, method: str, rank: int = 0, count: int = 1) -> KeptAnswers:
         """What a method has answered to the harness's requests, all processes' together, to be added to by one."""
         folder = self.path / HARNESS / ANSWERS
         files = [file for file in sorted(folder.glob("*.jsonl")) if _method(file) == method]
-        return KeptAnswers(folder / f"{_file_name(method, rank)}.jsonl", files, rank, count, progress)
+        return KeptAnswers(folder / f"{_file_name(method, rank)}.jsonl", files, rank, count)
 
     def documents(self, method: str) -> dict[str, dict[str, dict[str, float]]]:
         """Scores of the harness's documents by task and metric; of what was measured twice, the last."""

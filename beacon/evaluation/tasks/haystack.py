@@ -19,22 +19,23 @@ class Haystack:
     Args:
         path: A file or folder of text; None for the sources of the standard library, those first that the shipped model
             has not seen.
+        longest: Tokens of the longest stretch, which those of a number all begin with; None: each length has its own.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, longest: int | None = None) -> None:
+        self.path, self.longest = path, longest
         self._tokenizer: Any = None
         self._documents: Iterator[tuple[str, str]] | None = None  # None: all are read
         self._tokens = torch.zeros(0, dtype=torch.int32)
 
     def stretch(self, tokenizer: Any, length: int, number: int = 0) -> torch.Tensor:
-        """A part of the text: the ``number``-th of this length.
+        """A part of the text.
 
         Args:
             tokenizer: The model's tokenizer.
             length: Tokens.
-            number: Which one. Stretches follow each other; where the text ends, further ones lie across those before,
-                each beginning at another token.
+            number: Which one. The longest stretches follow each other; where the text ends, further ones lie across
+                those before, each beginning at another token.
 
         Returns:
             Token ids ``[length]``, int64.
@@ -43,12 +44,28 @@ class Haystack:
             FileNotFoundError: There is no such text.
             ValueError: The text is shorter, or has fewer such stretches.
         """
+        start = self._start(tokenizer, max(length, self.longest or 0), number)
+        return self._tokens[start : start + length].long()
+
+    def place(self, tokenizer: Any, length: int, number: int) -> int:
+        """Which part of the text a stretch of the longest length begins in: those of other parts have less in common.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            length: Tokens of a part, as many as the longest stretch has.
+            number: Which stretch.
+
+        Raises:
+            FileNotFoundError: There is no such text.
+            ValueError: The text is shorter, or has fewer such stretches.
+        """
+        return self._start(tokenizer, length, number) // length
+
+    def _start(self, tokenizer: Any, length: int, number: int) -> int:
         self.check(tokenizer, length, number + 1)
         self._read(tokenizer, (number + 1) * length)
         start = number * length
-        if start + length > len(self._tokens):
-            start = _across(len(self._tokens), length, number)
-        return self._tokens[start : start + length].long()
+        return start if start + length <= len(self._tokens) else _across(len(self._tokens), length, number)
 
     def check(self, tokenizer: Any, length: int, count: int = 1) -> None:
         """Make sure that there are ``count`` different stretches of ``length`` tokens.

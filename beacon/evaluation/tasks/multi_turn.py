@@ -44,9 +44,10 @@ class MultiTurnTask(TextTask):
     """Numbers under several names, asked for one by one; each question comes after all earlier ones and their answers.
 
     The earlier answers are the right ones, so that every method is asked the same. ``length`` is that of the text with
-    the longest question; the dialogue comes on top. ``turn_seconds`` is the time of reading what is new since the turn
-    before and of the answer: in the first turn (and where a run goes on within a dialogue) the text as well. A method
-    that holds what it has read (:meth:`beacon.evaluation.Method.dialogue`) takes long for the first turn alone.
+    the longest question; the dialogue comes on top. ``first_turn_seconds`` is the time of reading the text and of the
+    first answer, ``turn_seconds`` that of a later turn: of what is new since the one before, and of the answer. It is
+    short where a method holds what it has read (:meth:`beacon.evaluation.Method.dialogue`). A turn with which a run
+    goes on within a dialogue has neither.
 
     Args:
         samples: Dialogues of each length; each is about another stretch of text.
@@ -62,7 +63,7 @@ class MultiTurnTask(TextTask):
 
     name = "multi-turn"
     in_turns = True
-    metrics = MappingProxyType({"found": True, "turn_seconds": False})
+    metrics = MappingProxyType({"found": True, "first_turn_seconds": False, "turn_seconds": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,15 +119,16 @@ class MultiTurnTask(TextTask):
         for item in items:
             talk, turn = self.talk(tokenizer, item), item.place["turn"]
             rooms = [new_tokens(tokenizer, [answer], self.chat_template) for answer in talk.answers]
-            start = now(model)
-            if dialogue is None or item.series != series or turn - 1 < done:
+            goes_on = dialogue is not None and item.series == series and turn - 1 >= done
+            if dialogue is None or not goes_on:
                 whole = len(talk.text) + sum(map(len, talk.told)) + max(rooms)
-                dialogue, series, new = method.dialogue(model, whole), item.series, [talk.text, *talk.told[: turn - 1]]
-            else:
-                new = [*talk.told[done : turn - 1]]
-            dialogue.read(torch.cat([talk.text[:0], *new]).to(model.device))
-            done = turn - 1
+                dialogue, series, done = method.dialogue(model, whole), item.series, 0
+            new = torch.cat([*([] if goes_on else [talk.text]), talk.text[:0], *talk.told[done : turn - 1]])
+            start = now(model)
+            dialogue.read(new.to(model.device))
             output = ask_on(dialogue, model, tokenizer, talk.questions[turn - 1], rooms[turn - 1])
-            seconds = now(model) - start
-            found = float(contains(output, talk.answers[turn - 1]))
-            yield Result({"found": found, "turn_seconds": seconds}, output)
+            seconds, done = now(model) - start, turn - 1
+            scores = {"found": float(contains(output, talk.answers[turn - 1]))}
+            if goes_on or turn == 1:
+                scores["turn_seconds" if goes_on else "first_turn_seconds"] = seconds
+            yield Result(scores, output)

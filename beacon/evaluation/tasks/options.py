@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ class TextTask(Task):
         limit: Items of each length at most; where it cuts a sample's cells, those that are left lie as far apart as
             can be (of depths the first and the last, say).
         samples: Items of each cell (a length, and a depth where there are depths). All items of a length have different
-            stretches of text; those of one number count as one text at all lengths.
+            stretches of text, of which the shorter lengths have the beginnings; where the text is too short for all,
+            stretches overlap, and those that begin in one part of it count as one text.
         data: A file or folder of ordinary text (see :func:`beacon.evaluation.tasks.documents.local_texts`); None for
             the sources of the standard library.
         seed: Draws what is hidden.
@@ -44,12 +45,14 @@ class TextTask(Task):
         check_whole("seed", self.seed, 0)
         if self.limit is not None:
             check_whole("limit", self.limit, 1)
-        self.haystack = Haystack(None if self.data is None else Path(self.data))
+        self.haystack = Haystack(None if self.data is None else Path(self.data), max(self.lengths))
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
         items = list(self._items())
-        self.haystack.check(tokenizer, max(self.lengths), 1 + max(item.content["stretch"] for item in items))
-        return items
+        longest, stretches = max(self.lengths), [item.content["stretch"] for item in items]
+        self.haystack.check(tokenizer, longest, 1 + max(stretches))
+        places = {number: self.haystack.place(tokenizer, longest, number) for number in dict.fromkeys(stretches)}
+        return [replace(item, cluster=f"text {places[item.content['stretch']]}") for item in items]
 
     def _items(self) -> Iterator[Item]:
         cells = list(enumerate(self.cells()))
@@ -71,7 +74,6 @@ class TextTask(Task):
             place=place,
             content={"sample": sample, "stretch": stretch},
             series=f"length {length}, sample {sample}" if self.in_turns else None,
-            cluster=f"stretch {stretch}",
         )
 
     def drawn_from(self, item: Item) -> str:
