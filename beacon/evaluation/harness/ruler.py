@@ -18,6 +18,8 @@ from typing import Any
 
 from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.harness.local_data import KINDS, split_files
+from beacon.evaluation.harness.made_once import made_once
+from beacon.evaluation.results.stamps import files_fingerprint, tokenizer_fingerprint
 
 SAMPLES = 500  # of every length, unless fewer are evaluated
 ESSAYS, PUNKT = "paul_graham_essays", "tokenizers/punkt_tab"
@@ -61,14 +63,17 @@ def ruler_overrides(
     check_sources(task, data)
     samples = SAMPLES if limit is None else min(limit, SAMPLES)
 
+    def make(length: int) -> list[dict[str, Any]]:
+        with _own_randomness(f"{task} {length}"), contextlib.redirect_stdout(io.StringIO()):
+            return _generator(task, tokenizer, data)(max_seq_length=length, num_samples=samples)
+
     def build(**_: Any) -> dict[str, Any]:
         import datasets
 
-        documents: list[dict[str, Any]] = []
-        for length in lengths:
-            with _own_randomness(f"{task} {length}"), contextlib.redirect_stdout(io.StringIO()):
-                documents += _generator(task, tokenizer, data)(max_seq_length=length, num_samples=samples)
-        return {"test": datasets.Dataset.from_list(documents)}
+        sources = None if data is None else files_fingerprint(source_files(task, data))
+        known = {"task": task, "samples": samples, "sources": sources, "tokenizer": tokenizer_fingerprint(tokenizer)}
+        parts = [made_once({**known, "length": length}, partial(make, length)) for length in lengths]
+        return {"test": datasets.concatenate_datasets(parts)}
 
     def grade(document: dict[str, Any], results: list[str]) -> dict[str, float]:
         from lm_eval.tasks.ruler.common_utils import postprocess_pred, string_match_all, string_match_part
