@@ -10,13 +10,13 @@ from rich.markup import escape
 
 from beacon.cli.common import show_table
 from beacon.evaluation.report import Change, compare, summarise
-from beacon.evaluation.report.looks import look, number, place_value
+from beacon.evaluation.report.looks import Look, look, number, place_value
 from beacon.evaluation.report.statistics import ENOUGH
 from beacon.evaluation.results import Results
 
 WORDS = {1: "better", -1: "WORSE", 0: ""}
 ASIDE = {1: "(better)", -1: "(worse)", 0: ""}  # of what does not decide
-HEAD = ("method", "task", "where", "metric", "before", "after", "change", "p", "items", "")
+HEAD = ("method", "task", "where", "metric", "before", "after", "change", "p", "texts", "moved")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -55,20 +55,20 @@ def _row(change: Change) -> list[str]:
         shown.label,
         shown.write(difference.before),
         shown.write(difference.after),
-        _change(change, shown.factor),
+        _change(change, shown),
         number(change.p, 3) if change.decides else f"({number(change.p, 3)})",
-        str(difference.n),
+        str(difference.clusters),
         (WORDS if change.decides else ASIDE)[change.moved],
     ]
 
 
-def _change(change: Change, factor: float) -> str:
+def _change(change: Change, shown: Look) -> str:
     low, high = change.difference.low, change.difference.high
     if low is None or high is None:
         return "–"
     if change.geometric:
         return f"× [{low:.3f}, {high:.3f}]"
-    return f"[{number(low * factor)}, {number(high * factor)}]"
+    return f"[{shown.write(low).removesuffix(shown.sign)}, {shown.write(high).removesuffix(shown.sign)}]"
 
 
 def _list(console: Console, what: str, lines: Sequence[str]) -> None:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ImportError("a report needs matplotlib for its figures; pip install 'activation-beacon[eval]'.")
     with console.status(f"loading {args.model}"):
         model, tokenizer = load_model(args)
+    if Results(args.out).begun and not args.overwrite:
+        console.print(f"going on with what {args.out} holds", soft_wrap=True)
     methods = {name: make_method(name, model, tokenizer=tokenizer, **options[name]) for name in names}
     totals = _measure(args, console, model, tokenizer, tasks, methods, options, others)
     if totals.first:

@@ -118,7 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="draws what is hidden in texts (default 0)")
     evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     evaluate.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the model (default auto: float32 on the CPU, else the checkpoint's)",
     )
     evaluate.add_argument(
         "--set", nargs="+", default=(), metavar="NAME.OPTION=VALUE", help="options of a task, a method or the harness"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 
 
@@ -29,6 +32,12 @@ def free_memory() -> None:
     """Give back what PyTorch keeps for later; outside of the handler, whose traceback holds on to tensors."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def where(err: BaseException) -> str:
+    """The line that raised it, as ``file.py:12``."""
+    frames = traceback.extract_tb(err.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
 
 
 def one_line(err: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory
+from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory, where
 from beacon.evaluation.methods import Method
 from beacon.evaluation.processes import processes
 from beacon.evaluation.results import (
@@ -115,7 +115,7 @@ def run_suite(
     heads = [TaskHead.of(task, items[task.name]) for task in tasks]
     if not overwritten:
         results.check(settings, given, heads)
-    here = stamp()
+    here = {**stamp(), "model": model_name(model)}
     together.wait()  # all have seen what was there
     if together.first:
         if overwritten:
@@ -149,6 +149,12 @@ def run_suite(
         )
     counts = Counter(statuses)
     return Totals(counts["ok"], counts["cannot-run"], counts["failed"], together.first, together.count == 1)
+
+
+def model_name(model: Any) -> str:
+    """What a model was loaded from: a hub id, or the name of a folder; empty where nobody knows."""
+    given = str(getattr(model.config, "name_or_path", "") or "")
+    return Path(given).name if Path(given).is_dir() else given
 
 
 def model_settings(model: Any) -> dict[str, Any]:
@@ -221,7 +227,7 @@ def run_item(
     except Exception as err:
         if not out_of_memory(err):
             logger.warning("%s, %s failed: %r", task.name, item.name, err, exc_info=logger.isEnabledFor(logging.DEBUG))
-            return record(status="failed", reason=f"{type(err).__name__}: {one_line(err)}")
+            return record(status="failed", reason=f"{type(err).__name__}: {one_line(err)} ({where(err)})")
         reason = f"out of memory: {one_line(err)}"
     free_memory()
     return record(status="cannot-run", reason=reason, again=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory
+from beacon.evaluation.failures import CannotRun, free_memory, may_pass, one_line, out_of_memory, where
 from beacon.evaluation.harness import SUITES, evaluate_tasks
 from beacon.evaluation.harness.keeping import AnsweredElsewhere
 from beacon.evaluation.harness.reducing import suite_mean
@@ -250,7 +250,7 @@ def _measure(model: Any, tokenizer: Any, piece: Piece, settings: Mapping[str, An
         status, reason = "cannot-run", one_line(err) or "no reason was given"
         again = {"again": True} if may_pass(err) else {}
     except Exception as err:
-        status, reason = "failed", f"{type(err).__name__}: {one_line(err)}"
+        status, reason = "failed", f"{type(err).__name__}: {one_line(err)} ({where(err)})"
         if out_of_memory(err):
             status, reason, again = "cannot-run", f"out of memory: {one_line(err)}", {"again": True}
         else:

@@ -65,6 +65,7 @@ class Task(ABC):
 
         Raises:
             FileNotFoundError: Data are missing; says how to get them and where to put them.
+            ValueError: The tokenizer, or the text, cannot do what the options ask for.
         """
 
     @abstractmethod

@@ -204,7 +204,7 @@ def test_bench_compares(measured, tmp_path, monkeypatch, capsys):
     assert main(["bench", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     printed = capsys.readouterr().out
     assert "WORSE" in printed and "(worse)" in printed and "of which 1 decide: 0 better, 1 worse" in printed
-    assert " 20 " in printed and "*" not in printed and "length 300" in printed  # items; places that moved
+    assert " 10 " in printed and "texts" in printed and "length 300" in printed  # places that moved
     assert main(["bench", str(tmp_path / "b"), str(tmp_path / "a")]) == 0
     assert "1 better" in capsys.readouterr().out
     assert main(["bench", str(tmp_path / "a"), str(tmp_path / "c")]) == 0

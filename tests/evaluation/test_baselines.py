@@ -488,3 +488,11 @@ def test_the_page_that_explains_them_has_all() -> None:
 def test_a_check_needs_no_model() -> None:
     assert check_method("snapkv:4", tokenizer=None) == ("snapkv", {"ratio": "4", "tokenizer": None})
     assert check_method("stock", tokenizer=None) == ("stock", {})
+
+
+@pytest.mark.parametrize("name", ["stock", "beacon:4", "sliding-window", "truncate-left"])
+def test_ids_are_of_one_text(name, model, tokenizer) -> None:
+    method = make_method(name, model, tokenizer=tokenizer)
+    for context, question in ((torch.ones(1, 8), [1]), ([1, 2], torch.ones(1, 2))):
+        with pytest.raises(ValueError, match=r"token ids must be \[T\], one text, got \[1, \d\]; pass a row"):
+            method.answers(model, context, [question], 2)

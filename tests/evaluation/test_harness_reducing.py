@@ -4,12 +4,17 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from beacon.evaluation.harness.keeping import document_name
 from beacon.evaluation.harness.reducing import document_scores, reduced, suite_mean
 from beacon.evaluation.harness.tasks import task_manager
 
 
 def sample(document: str, scores: dict, kind: str = "none", doc: dict | None = None) -> dict:
-    return {"doc_hash": document * 20, "filter": kind, "metrics": list(scores), "doc": doc or {}, **scores}
+    return {"filter": kind, "metrics": list(scores), "doc": {"id": document, **(doc or {})}, **scores}
+
+
+def name_of(document: str, **doc: object) -> str:
+    return document_name({"id": document, **doc})
 
 
 def metric(value: float) -> dict:
@@ -23,14 +28,17 @@ def test_scores_are_told_by_document_where_the_metric_is_their_mean() -> None:
         sample("b", {"acc": 1, "f1": 0.75, "pair": (1, 2)}),
     ]
     metrics = {"acc": metric(2 / 3), "f1": metric(0.9), "pair": metric(1.5)}  # f1 is something else than a mean
-    first, second = "a" * 12, "b" * 12
+    first, second = name_of("a"), name_of("b")
     assert document_scores(samples, metrics) == {"acc": {first: 1.0, second: 0.0, f"{second}-2": 1.0}}
 
 
 def test_filters_are_part_of_a_metric() -> None:
     samples = [sample("a", {"exact": 1}, "strict"), sample("a", {"exact": 0}, "loose")]
     metrics = {"exact,strict": metric(1.0), "exact,loose": metric(0.0)}
-    assert document_scores(samples, metrics) == {"exact,strict": {"a" * 12: 1.0}, "exact,loose": {"a" * 12: 0.0}}
+    assert document_scores(samples, metrics) == {
+        "exact,strict": {name_of("a"): 1.0},
+        "exact,loose": {name_of("a"): 0.0},
+    }
 
 
 def test_documents_of_longbench_e_are_told_by_their_words() -> None:
@@ -62,7 +70,8 @@ def test_questions_about_one_context_are_told_by_their_names() -> None:
     samples = [sample(chr(97 + at), {"acc": 1}, doc={"context": text}) for at, text in enumerate("xxy")]
     first, second, third = document_scores(samples, {"acc": metric(1.0)})["acc"]
     assert first.partition(".")[0] == second.partition(".")[0] != third.partition(".")[0]
-    assert [name.partition(".")[2] for name in (first, second, third)] == [letter * 12 for letter in "abc"]
+    assert [first, second, third] == [name_of(letter, context=text) for letter, text in zip("abc", "xxy")]
+    assert len({name.partition(".")[2] for name in (first, second, third)}) == 3
 
 
 @pytest.mark.parametrize("weighted, expected", [(True, 0.1), (False, 0.5)])

@@ -114,7 +114,7 @@ def test_markdown_escapes(folder):
     assert markdown(table) == "### t\n\n| a\\|b | c |\n| --- | ---: |\n| x y | \\| |\n\nnote\n"
     found = standard(summarise(Results(folder)))
     assert [table.title for table in found] == ["Suites (means over their tasks)", "Tasks", "What did not run"]
-    assert [cell.text for cell in found[1].rows[0]] == ["arc_easy", "acc", "0.500 ± 0.010", "0.500 ± 0.010"]
+    assert [cell.text for cell in found[1].rows[0]] == ["arc_easy", "acc", "9", "0.500 ± 0.010", "0.500 ± 0.010"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

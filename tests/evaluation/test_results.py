@@ -145,6 +145,16 @@ def test_texts_that_items_share_are_kept(tmp_path):
     assert TaskHead.from_json(old.to_json()) == old and {*map(old.cluster, dict(old.items))} == {None}
 
 
+def test_where_data_are_does_not_count(tmp_path):
+    """What is in them does, where both sides know it."""
+    results = begun(tmp_path, options={"needle": {"data": "books", "files": "a"}})
+    results.check(SETTINGS, {"needle": {"data": "/elsewhere/books", "files": "a"}}, [HEAD])
+    with pytest.raises(ValueError, match=r"got needle\.files a \(now b\)\. .*--overwrite"):
+        results.check(SETTINGS, {"needle": {"data": "/elsewhere/books", "files": "b"}}, [HEAD])
+    with pytest.raises(ValueError, match=r"needle\.data books \(now other\)"):
+        results.check(SETTINGS, {"needle": {"data": "other"}}, [HEAD])
+
+
 def test_other_settings_are_refused_with_what_differs(tmp_path):
     results = begun(tmp_path, options={"needle": {"samples": 2}})
     results.check(SETTINGS, {"needle": {"samples": 2}}, [HEAD])

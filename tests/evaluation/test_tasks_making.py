@@ -129,3 +129,32 @@ def test_every_task_runs_on_a_model(text, tokenizer):
         for method in (Beacon(4), Stock()):
             result = task.run(method, model, tokenizer, item)
             assert set(result.scores) <= set(task.metrics) and next(iter(task.metrics)) in result.scores
+
+
+def test_mistakes_in_options_name_the_task() -> None:
+    with pytest.raises(ValueError, match="^perplexity: targets must be fewer than the tokens of every length"):
+        make_task("perplexity", lengths=[512], targets=512)
+    with pytest.raises(TypeError, match="^needle: each of depths must be a number"):
+        make_task("needle", depths=["half"])
+
+
+@pytest.mark.parametrize("lengths, targets", [([512, 4096], 256), ([1024], 512), ([4096, 8192], 512)])
+def test_perplexity_has_targets_at_every_length(lengths, targets) -> None:
+    assert make_task("perplexity", lengths=lengths)._targets == targets
+
+
+def test_a_limit_keeps_the_first_turns(text, tokenizer) -> None:
+    task = make_task("multi-turn", lengths=[500], samples=2, turns=3, limit=5, data=text)
+    assert [(i.content["sample"], i.place["turn"]) for i in task.items(None, tokenizer)] == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 1),
+        (1, 2),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in GRIDS if name not in ("cost", "passkey")])
+def test_a_chat_template_that_is_not_there_is_told_at_once(name, text, tokenizer) -> None:
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        make_task(name, lengths=[600], data=text, chat_template=True).items(None, tokenizer)

@@ -253,10 +253,14 @@ def test_chats(text, tokenizer, model, monkeypatch):
 
 def test_chats_that_cannot_be(text, tokenizer, monkeypatch):
     task = make_task("needle", lengths=[500], data=text, chat_template=True)
-    item = next(iter(task.items(None, tokenizer)))
+    item = next(iter(make_task("needle", lengths=[500], data=text).items(None, tokenizer)))
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        task.items(None, tokenizer)
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
         task.prompt(tokenizer, item)
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    with pytest.raises(ValueError, match="must render what is said once and unchanged"):
+        task.items(None, tokenizer)
     with pytest.raises(ValueError, match="must render what is said once and unchanged"):
         task.prompt(tokenizer, item)
     assert openings(tokenizer) == [()]

@@ -23,7 +23,7 @@ class AnswerStore(Protocol):
         Args:
             request: Names the request.
             answer: What came of it; JSON values, where a tuple counts as a list.
-            about: The task and the number of its document.
+            about: The task, the name of its document, and which of the requests about that it is.
         """
 
     def share(self, contexts: Sequence[str]) -> list[bool]:
@@ -99,13 +99,19 @@ class KeepingLM:
         self.answers.expect(len(left))
         keys = {name: _digest(kind, *request.args) for name, request in left.items()}
         self._asked = {
-            keys[name]: (name, {"task": request.task_name, "document": request.doc_id})
+            keys[name]: (name, {"task": request.task_name, "document": document_name(request.doc), "part": request.idx})
             for name, request in left.items()
         }
         found = dict(zip(left, ask(list(left.values()), **settings), strict=True))
         for name, answer in found.items():  # of which the model has not told by itself
             self._keep(keys[name], answer)
         return found
+
+
+def document_name(document: Mapping[str, Any]) -> str:
+    """A fingerprint of a document, the same in every run; after that of its ``context``, if it has one, and a dot."""
+    own, context = _digest(document)[:12], document.get("context")
+    return f"{_digest(context)[:12]}.{own}" if isinstance(context, str) else own
 
 
 def request_names(kind: str, arguments: Sequence[Sequence[Any]]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
+from beacon.evaluation.harness.keeping import document_name
 from beacon.evaluation.harness.tasks import SUITES, suite_of
 from beacon.evaluation.results.entries import suite_weights
 
@@ -58,8 +58,8 @@ def document_scores(samples: Sequence[Mapping[str, Any]], metrics: Metrics) -> S
         metrics: The task's.
 
     Returns:
-        By the names of documents: fingerprints, which are the same in every run. Where a document has a ``context``,
-        as questions about one book do, its fingerprint comes before a dot.
+        By the names of documents, as :func:`beacon.evaluation.harness.keeping.document_name` gives them; equal ones are
+        numbered.
     """
     found: Scores = {}
     for document, sample in _named(samples):
@@ -79,9 +79,7 @@ def _named(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str,
     seen: dict[tuple[str, str], int] = {}
     named = []
     for sample in samples:
-        digest, context = sample["doc_hash"][:12], sample["doc"].get("context")
-        if isinstance(context, str):
-            digest = f"{hashlib.sha256(context.encode()).hexdigest()[:12]}.{digest}"
+        digest = document_name(sample["doc"])
         times = seen[digest, sample["filter"]] = seen.get((digest, sample["filter"]), 0) + 1
         named.append((digest if times == 1 else f"{digest}-{times}", sample))
     return named

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def evaluate_tasks(
     try:
         own = copy.deepcopy(tokenizer)  # the harness gives one without a pad token some other token for it
         way = {"ratios": ratios, "stock": stock, "method": made or method}
-        lm = beacon_lm()(model, tokenizer=own, batch_size=batch_size, max_length=max_length, **way)
+        with _without_warnings():
+            lm = beacon_lm()(model, tokenizer=own, batch_size=batch_size, max_length=max_length, **way)
         asked = lm if answers is None else KeepingLM(lm, answers)
         results = _run(asked, manager, specs, limit, chat_template, folder)
     finally:
@@ -105,6 +106,18 @@ def evaluate_tasks(
             made.close(model)
     name = method if isinstance(method, str) else method.name if method is not None else "stock" if stock else "beacon"
     return {**reduced(results, chosen, manager), "method": name, "ratios": lm.ratios, "limit": limit}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Where the harness does not warn of a model that is given as such."""
+    told = logging.getLogger("lm_eval.models.huggingface")
+    before = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(before)
 
 
 def check_settings(

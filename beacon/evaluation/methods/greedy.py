@@ -18,10 +18,13 @@ def prompts(model: Any, context: Ids, questions: Sequence[Ids]) -> tuple[torch.T
     """A context and questions as int64 tensors ``[T]`` where the model reads them, no question empty.
 
     Raises:
-        ValueError: Nothing to read: an empty question after an empty context.
+        ValueError: Ids of another shape, or nothing to read: an empty question after an empty context.
     """
     device = home_of(model.get_input_embeddings())
     text, *asked = (torch.as_tensor(ids, dtype=torch.int64).to(device) for ids in (context, *questions))
+    wrong = next((ids for ids in (text, *asked) if ids.dim() != 1), None)
+    if wrong is not None:
+        raise ValueError(f"token ids must be [T], one text, got {list(wrong.shape)}; pass a row, as in ids[0].")
     if not all(map(len, asked)):
         if not len(text):
             raise ValueError("context or question must have a token, got none in both; ask with some text.")

@@ -95,7 +95,7 @@ class _Pairs:
 
 
 def text_of(document: str) -> str:
-    """What a document's name says of the text that it is about; see :func:`beacon.evaluation.harness.reducing`."""
+    """What the name of a document says of its text; see :func:`beacon.evaluation.harness.keeping.document_name`."""
     return document.partition(".")[0]
 
 

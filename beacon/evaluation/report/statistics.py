@@ -118,7 +118,8 @@ def paired(
         "least": 0.0 if smooth else _all_of_one_sign(len(sums)),
     }
     if not changes.any():
-        return Difference(*means, back(0.0), back(0.0), p=1.0, **about)
+        same = back(0.0) if len(sums) >= ENOUGH else None
+        return Difference(*means, same, same, p=1.0, **about)
     if not finite:  # only their signs can be compared
         return Difference(*means, None, None, p=_sign_test(sums), **about)
     drawn = _means(sums, counts)
@@ -127,8 +128,8 @@ def paired(
     if not fewer:  # as many resamples cannot tell how small it is
         p = min(p, _tail(float(changes.mean()), float(drawn.std())))
     exact = _student(sums, counts) if smooth else _all_of_one_sign(int(np.count_nonzero(sums)))
-    low, high = _interval(drawn)
-    return Difference(*means, back(low), back(high), p=min(1.0, max(p, exact)), **about)
+    low, high = map(back, _interval(drawn)) if len(sums) >= ENOUGH else (None, None)
+    return Difference(*means, low, high, p=min(1.0, max(p, exact)), **about)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

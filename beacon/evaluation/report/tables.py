@@ -66,7 +66,7 @@ def matrix(task: TaskSummary, metric: str) -> Table:
         f"{shown.label}{by} ({better} is better)",
         ("method", *head, *(["all"] if whole else [])),
         tuple(rows),
-        note if whole else "",
+        note if any("[" in cell.text for row in rows for cell in row) else "",
     )
 
 
@@ -113,19 +113,26 @@ def problems(task: TaskSummary) -> Table | None:
 
 def standard(summary: Summary) -> list[Table]:
     """Of the harness: means over suites, tasks, and what did not run."""
-    found = summary.harness
+    order = summary.run["methods"]
+    methods = sorted(summary.harness, key=lambda name: order.index(name) if name in order else len(order))
+    found = {method: summary.harness[method] for method in methods}
     tables = []
     for kind, title in (("suites", "Suites (means over their tasks)"), ("tasks", "Tasks")):
         names = dict.fromkeys(
             (name, metric) for m in found.values() for name in m[kind] for metric in _of(m, kind, name)
         )
         rows = [
-            (Cell(name), Cell(metric), *(_harness_cell(m, kind, name, metric) for m in found.values()))
+            (
+                Cell(name),
+                Cell(f"length {metric}" if metric.isdigit() else metric),
+                _documents_cell([m for m in found.values() if _of(m, kind, name).get(metric)], kind, name, metric),
+                *(_harness_cell(m, kind, name, metric) for m in found.values()),
+            )
             for name, metric in names
         ]
         if rows:
             note = "± standard error" + (", as the harness tells it." if kind == "tasks" else ".")
-            tables.append(Table(title, (kind.removesuffix("s"), "metric", *found), tuple(rows), note))
+            tables.append(Table(title, (kind.removesuffix("s"), "metric", "documents", *found), tuple(rows), note))
     reasons = [
         (Cell(method), Cell(name), Cell(entry["status"].replace("-", " ")), Cell(entry["reason"]))
         for method, measured in found.items()
@@ -147,7 +154,10 @@ def conditions(summary: Summary) -> Table:
     rows = {
         "started": ", ".join(dict.fromkeys(start["utc"] for start in run["starts"])),
         **{what: "; ".join(words) for what, words in of_starts.items()},
-        "model": ", ".join(f"{name} {value}" for name, value in settings["model"].items()),
+        "model": ", ".join(
+            [*dict.fromkeys(filter(None, (start.get("model") for start in run["starts"])))]
+            + [f"{name} {value}" for name, value in settings["model"].items()]
+        ),
         "beacons": ", ".join(f"{name} {_plain(value)}" for name, value in settings["config"].items()),
         "seed": str(settings["seed"]),
         "computed on": f"{settings['device']}, in {settings['dtype']}",
@@ -210,6 +220,14 @@ def _sorted_by(cell: Cell, value: Any) -> Cell:
 def _of(measured: Mapping[str, Any], kind: str, name: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = measured[kind].get(name, {}).get("metrics", {})
     return found
+
+
+def _documents_cell(measured: Sequence[Mapping[str, Any]], kind: str, name: str, metric: str) -> Cell:
+    """Of how many documents a metric is; of several, where methods were measured on other numbers."""
+    entries = [m[kind][name] for m in measured]
+    counts = [entry["metrics"][metric].get("documents", entry.get("documents")) for entry in entries]
+    known = sorted({count for count in counts if count is not None})
+    return Cell(" / ".join(map(str, known)) or "–", known[0] if known else math.nan)
 
 
 def _harness_cell(measured: Mapping[str, Any], kind: str, name: str, metric: str) -> Cell:

@@ -210,7 +210,8 @@ class Results:
         self._check_same("settings", run["settings"], _as_known(run["settings"], _plain(settings)))
         theirs = {**{name: {} for name in run["methods"]}, **run.get("options", {})}  # no options are options, too
         mine = {name: _as_known(theirs.get(name, {}), values) for name, values in mine.items()}
-        self._check_same("options", *({name: some[name] for name in theirs if name in mine} for some in (theirs, mine)))
+        sides = [{name: some[name] for name in theirs if name in mine} for some in (theirs, mine)]
+        self._check_same("options", *_without_places(*sides))
         for head in tasks:
             known = _read_whole(self._of(head.name) / TASK, HEAD)
             if known is not None:
@@ -292,7 +293,7 @@ class Results:
             more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
             raise ValueError(
                 f"{self.path} must have been made with the same {what}, got {'; '.join(changes[:4])}{more}. Name "
-                "another folder, or overwrite it."
+                "another folder, or overwrite it (--overwrite)."
             )
 
 
@@ -334,6 +335,15 @@ def differences(theirs: Any, mine: Any, name: str = "") -> Iterator[str]:
 def _as_known(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
     """Without what folders of earlier versions do not tell."""
     return {name: value for name, value in mine.items() if name in theirs or name not in NEW}
+
+
+def _without_places(*sides: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Options without where data are, as far as both sides know what is in them."""
+    told = {name for name in sides[0] if all("files" in side[name] for side in sides)}
+    return [
+        {name: {k: v for k, v in given.items() if name not in told or k != "data"} for name, given in side.items()}
+        for side in sides
+    ]
 
 
 def _short(value: Any) -> str:

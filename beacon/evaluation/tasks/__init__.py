@@ -63,7 +63,10 @@ def make_task(name: str, **options: Any) -> Task:
         raise ValueError(
             f"options of the task {name} must be among {', '.join(allowed)}, got {', '.join(unknown)}; leave them out."
         )
-    return TASKS[name](**options)
+    try:
+        return TASKS[name](**options)
+    except (TypeError, ValueError) as err:
+        raise type(err)(f"{name}: {err}") from err
 
 
 def task_options(name: str) -> tuple[str, ...]:

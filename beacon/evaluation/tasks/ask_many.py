@@ -72,6 +72,8 @@ class AskManyTask(Task):
         self._kept: list[Kept] = []
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
+        if self.chat_template:
+            frame(tokenizer, True)  # refuses one that cannot be used
         files = parquet_files(None if self.data is None else Path(self.data))
         contexts: dict[str, dict[str, list[Place]]] = {}  # hash of the context, task, rows
         for file in files:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from beacon.config import check_whole
 from beacon.evaluation.suite import Item, Task
 from beacon.evaluation.tasks.haystack import Haystack
+from beacon.evaluation.tasks.prompts import frame
 
 Value = TypeVar("Value")
 
@@ -22,7 +23,7 @@ class TextTask(Task):
     Args:
         lengths: Tokens of the whole prompt: text, what is hidden in it, and the longest question.
         limit: Items of each length at most; where it cuts a sample's cells, those that are left lie as far apart as
-            can be (of depths the first and the last, say).
+            can be (of depths the first and the last, say; of a dialogue the first turns are kept).
         samples: Items of each cell (a length, and a depth where there are depths). All items of a length have different
             stretches of text, of which the shorter lengths have the beginnings; where the text is too short for all,
             stretches overlap, and those that begin in one part of it count as one text.
@@ -37,6 +38,7 @@ class TextTask(Task):
     data: str | Path | None = None
     seed: int = 0
 
+    chat_template = False  # whether questions are asked in the tokenizer's chat format
     in_turns = False  # whether cells are turns of one dialogue, which share its text and are run one after the other
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class TextTask(Task):
         self.haystack = Haystack(None if self.data is None else Path(self.data), max(self.lengths))
 
     def items(self, model: Any, tokenizer: Any) -> Iterable[Item]:
+        if self.chat_template:
+            frame(tokenizer, True)  # refuses one that cannot be used
         items = list(self._items())
         longest, stretches = max(self.lengths), [item.content["stretch"] for item in items]
         self.haystack.check(tokenizer, longest, 1 + max(stretches))
@@ -59,7 +63,8 @@ class TextTask(Task):
         most = len(cells) * self.samples if self.limit is None else self.limit
         for length in self.lengths:
             for sample in range(self.samples):
-                for number, cell in spread(cells, most - sample * len(cells)):
+                count = most - sample * len(cells)
+                for number, cell in cells[: max(count, 0)] if self.in_turns else spread(cells, count):
                     yield self._item(length, sample, cell, sample if self.in_turns else sample * len(cells) + number)
 
     def cells(self) -> Iterator[dict[str, Any]]:

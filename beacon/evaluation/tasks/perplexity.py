@@ -23,6 +23,7 @@ from beacon.evaluation.tasks.texts import take_texts
 from beacon.evaluation.text import library_documents
 
 LIBRARY = "python-library"
+MOST_TARGETS = 512  # unless more are asked for
 MAX_LOGITS = 2**30  # that a method returns for the targets of a document
 
 
@@ -40,7 +41,7 @@ class PerplexityTask(Task):
             ``data`` itself as a file or folder of text; the library without it.
         data: Folder that holds a folder for each named data set; without it they come from the hub.
         lengths: Tokens that are read and foreseen.
-        targets: How many of the last ones count.
+        targets: How many of the last ones count; None: 512, or half of the shortest length where that is less.
         limit: Texts of each source at most.
         joined: Whether all documents are read one after the other and cut into texts, instead of the beginnings of
             those that are long enough. None: for ``codeparrot``, the library, and text of one's own.
@@ -49,7 +50,7 @@ class PerplexityTask(Task):
     sources: Sequence[str] | str | None = None
     data: str | Path | None = None
     lengths: Sequence[int] = (4096, 16384, 32768)
-    targets: int = 512
+    targets: int | None = None
     limit: int = 8
     joined: bool | None = None
 
@@ -58,13 +59,14 @@ class PerplexityTask(Task):
 
     def __post_init__(self) -> None:
         self.lengths = check_lengths(self.lengths)
-        check_whole("targets", self.targets, 1)
+        self._targets = min(MOST_TARGETS, min(self.lengths) // 2) if self.targets is None else self.targets
+        check_whole("targets", self._targets, 1)
         check_whole("limit", self.limit, 1)
         if self.joined is not None:
             check_flag("joined", self.joined)
-        if self.targets >= min(self.lengths):
+        if self._targets >= min(self.lengths):
             raise ValueError(
-                f"targets must be fewer than the tokens of every length, got {self.targets} and "
+                f"targets must be fewer than the tokens of every length, got {self._targets} and "
                 f"{min(self.lengths)}; take fewer targets or longer texts."
             )
         given = self.sources
@@ -87,14 +89,14 @@ class PerplexityTask(Task):
 
     def run(self, method: Method, model: Any, tokenizer: Any, item: Item) -> Result:
         most = MAX_LOGITS // model.config.vocab_size
-        if self.targets > most:
+        if self._targets > most:
             raise ValueError(
-                f"targets must be at most {most} for a vocabulary of {model.config.vocab_size}, got {self.targets}; "
+                f"targets must be at most {most} for a vocabulary of {model.config.vocab_size}, got {self._targets}; "
                 "their logits are held at once."
             )
         text = self._read(tokenizer, item.place["source"])[item.content["document"]]
         ids = self.ids(tokenizer, text, item.place["length"]).to(model.device)
-        loss = negative_log_likelihoods(model, ids, self.targets, method).double().mean().item()
+        loss = negative_log_likelihoods(model, ids, self._targets, method).double().mean().item()
         return Result({"perplexity": math.exp(loss) if loss < 700 else math.inf, "nll": loss})
 
     def ids(self, tokenizer: Any, text: torch.Tensor, length: int) -> torch.Tensor:
