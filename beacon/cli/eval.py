@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ImportError("a report needs matplotlib for its figures; pip install 'activation-beacon[eval]'.")
     with console.status(f"loading {args.model}"):
         model, tokenizer = load_model(args)
-    if Results(args.out).begun and not args.overwrite:
+    if Results(args.out).begun and not args.overwrite and _first():
         console.print(f"going on with what {args.out} holds", soft_wrap=True)
     methods = {name: make_method(name, model, tokenizer=tokenizer, **options[name]) for name in names}
     totals = _measure(args, console, model, tokenizer, tasks, methods, options, others)
@@ -76,7 +76,7 @@ def _measure(
     options: Options,
     others: Sequence[str],
 ) -> Totals:
-    with progress_bars(console if os.environ.get("RANK", "0") == "0" else Console(quiet=True)) as bars:
+    with progress_bars(console if _first() else Console(quiet=True)) as bars:
         shown: dict[str, Any] = {}
 
         def advance(what: str, done: float, total: int) -> None:
@@ -87,6 +87,11 @@ def _measure(
         settings = {"options": options, "seed": args.seed, "overwrite": args.overwrite, "standard": others}
         with nullcontext() if args.debug else no_inner_bars():
             return run_suite(model, tokenizer, tasks, methods, args.out, advance, **settings)
+
+
+def _first() -> bool:
+    """Whether this is the one of several processes that tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _settle_device(args: argparse.Namespace) -> None:

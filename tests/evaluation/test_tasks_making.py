@@ -132,9 +132,9 @@ def test_every_task_runs_on_a_model(text, tokenizer):
 
 
 def test_mistakes_in_options_name_the_task() -> None:
-    with pytest.raises(ValueError, match="^perplexity: targets must be fewer than the tokens of every length"):
+    with pytest.raises(ValueError, match=r"^perplexity: targets must be fewer than the tokens of every length"):
         make_task("perplexity", lengths=[512], targets=512)
-    with pytest.raises(TypeError, match="^needle: each of depths must be a number"):
+    with pytest.raises(TypeError, match=r"^needle: each of depths must be a number"):
         make_task("needle", depths=["half"])
 
 
