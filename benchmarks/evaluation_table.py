@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tables(folder: Path) -> str:
-    """Every task's main metric by method and length, standard tasks, and the conditions, in Markdown."""
+    """Every task's main metric, times and sizes by method and length, standard tasks, and the conditions, in Markdown."""
+    from beacon.evaluation.report.looks import look
     from beacon.evaluation.report.summary import summarise
     from beacon.evaluation.report.tables import conditions, markdown, matrix, standard
     from beacon.evaluation.results import Results
@@ -42,8 +43,10 @@ def tables(folder: Path) -> str:
     summary = summarise(Results(folder))
     parts = []
     for task in summary.parts:
-        table = matrix(task, task.main)
-        parts.append(markdown(dataclasses.replace(table, title=f"{task.name}: {table.title}")))
+        for metric in task.head.metrics:
+            if task.scores(metric) and (metric == task.main or look(metric, task.scores(metric)).cost):
+                table = matrix(task, metric)
+                parts.append(markdown(dataclasses.replace(table, title=f"{task.name}: {table.title}")))
     return "\n".join([*parts, *map(markdown, standard(summary)), markdown(conditions(summary))])
 
 

@@ -197,8 +197,9 @@ def _estimate_cell(group: Group, metric: str, shown: Look, interval: bool = Fals
         span = "[" + ", ".join(shown.write(end).removesuffix(shown.sign) for end in (found.low, found.high)) + "]"
         text += f" {span}" if interval else ""
         note += f", 95 % interval {span}"
-    if found.n < total:
-        text += f" ({found.n} of {total})"
+    lost = total - group.ok  # what was measured without this metric has none (later turns no first one)
+    if lost:
+        text += f" ({found.n} of {found.n + lost})"
     return Cell(text, found.value, note)
 
 
