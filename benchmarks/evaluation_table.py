@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tables(folder: Path) -> str:
-    """Every task's main metric, times and sizes by method and length, standard tasks, and the conditions, in Markdown."""
+    """Main metrics, times and sizes by method and length, standard tasks, and the conditions, in Markdown."""
     from beacon.evaluation.report.looks import look
     from beacon.evaluation.report.summary import summarise
     from beacon.evaluation.report.tables import conditions, markdown, matrix, standard

@@ -11,9 +11,9 @@ import pytest
 
 from beacon.evaluation.report import summarise, write_report
 from beacon.evaluation.report.looks import look, number
-from beacon.evaluation.report.summary import Summary
+from beacon.evaluation.report.summary import Summary, TaskSummary
 from beacon.evaluation.report.tables import Cell, Table, conditions, every_place, markdown, matrix, problems, standard
-from beacon.evaluation.results import Results
+from beacon.evaluation.results import Record, Results, TaskHead
 from tests.evaluation.browser import find_browser, look_at
 from tests.evaluation.fake_results import fake_results, made
 from tests.evaluation.fake_suite import methods
@@ -82,6 +82,20 @@ def test_items_that_have_not_run_are_told(tmp_path):
     assert matrix(task, "accuracy").title.endswith("accuracy (%), length 4 (higher is better)")
     lost = problems(task)
     assert lost is not None and lost.rows[0][2].text == "not run"
+
+
+def test_items_without_a_metric_are_not_lost():
+    """As later turns of a dialogue have no time of the first one."""
+    places = [{"length": 4}] * 3
+    scores = [{"first_turn_seconds": 2.0}, {"turn_seconds": 1.0}]
+    records = [Record(item=str(at), place=places[at], status="ok", scores=some) for at, some in enumerate(scores)]
+    records.append(Record(item="2", place=places[2], status="failed", reason="why"))
+    metrics = {"first_turn_seconds": False, "turn_seconds": False}
+    task = TaskSummary(
+        TaskHead("talk", metrics, tuple((str(at), place) for at, place in enumerate(places))), {"m": records}
+    )
+    shown = [matrix(task, metric).rows[0][-1].text for metric in metrics]
+    assert shown == ["2.00 (1 of 2)", "1.00 (1 of 2)"]
 
 
 def test_words_part_a_task_or_name_columns(tmp_path):
