@@ -91,7 +91,7 @@ def test_another_run_is_refused_or_overwrites(tmp_path, monkeypatch, capsys):
         (["--tasks", "needel"], "--tasks must be among perplexity, passkey, needle, "),
         (["--tasks", "needel"], "longbench2, infinitebench, babilong, mmlu"),
         (["--tasks", "needel"], "got needel (did you mean needle"),
-        (["--methods", "beakon"], "method must be one of beacon[:RATIO|POLICY], stock, truncate-middle"),
+        (["--methods", "beakon"], "got 'beakon' (did you mean beacon?)"),
         (["--methods", "beacon:7"], "must divide by ratio"),
         (["--tasks", "ask-many"], "ask-many needs data, a Parquet file"),
         (["--tasks", "passkey", "--data", "nothere"], "no such file or folder of text: nothere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def check_method(name: str, **options: Any) -> tuple[str, dict[str, Any]]:
         options[line.value[0]] = value
     spelled = line is not None and (not colon or (line.value is not None and value != ""))
     if line is None or not spelled or (line.needed and not line.value_in(options)):
-        raise ValueError(f"method must be one of {', '.join(map(method_form, _TABLE))}; got {name!r}.")
+        close = difflib.get_close_matches(kind, _TABLE)
+        hint = f" (did you mean {', '.join(close)}?)" if close and close != [kind] else ""
+        raise ValueError(f"method must be one of {', '.join(map(method_form, _TABLE))}; got {name!r}{hint}.")
     known = list(inspect.signature(line.make).parameters)[1:]
     unknown = sorted(set(options) - {*known, "tokenizer"})
     if unknown:
