@@ -18,7 +18,8 @@ from beacon.evaluation import (
 )
 from beacon.evaluation.failures import CannotRun
 from beacon.evaluation.methods.dialogue import Reread
-from tests.evaluation.tiny import tiny_llama
+from beacon.evaluation.tasks import make_task
+from tests.evaluation.tiny import CODE, tiny_llama
 from tests.tiny_models import random_ids, tiny_model
 
 NEW = 6
@@ -188,3 +189,22 @@ def test_a_fine_tuned_model_has_its_own(model, ids, tmp_path) -> None:
     assert_answers_as_alone(method, model, [100, 9, 20, 60])
     with pytest.raises(CannotRun, match="nowhere cannot be loaded"):
         FineTuned(tmp_path / "nowhere").dialogue(model)
+
+
+def test_what_is_loaded_is_loaded_before_time_is_measured(tokenizer, tmp_path, monkeypatch) -> None:
+    model = beacon.wrap(tiny_llama(len(tokenizer)), beacon.BeaconConfig(window=16, ratios=(2, 4), reserve=8))
+    (tmp_path / "code.py").write_text(CODE)
+    events = []
+
+    class Loading(Stock):
+        def load(self, model) -> None:
+            events.append("load")
+
+        def dialogue(self, model, expected_length=None):
+            events.append("dialogue")
+            return super().dialogue(model, expected_length)
+
+    monkeypatch.setattr("beacon.evaluation.tasks.multi_turn.now", lambda model: events.append("now") or 0.0)
+    task = make_task("multi-turn", lengths=[500], turns=1, samples=1, data=tmp_path)
+    list(task.run_series(Loading(), model, tokenizer, list(task.items(model, tokenizer))))
+    assert events == ["load", "dialogue", "now", "now"]

@@ -80,6 +80,9 @@ class FineTuned(Method):
     def held_bytes(self, model: Any, length: int) -> int:
         return Stock().held_bytes(self._own(model), length)
 
+    def load(self, model: Any) -> None:
+        self._own(model)
+
     def close(self, model: Any) -> None:
         self._loaded = None
 

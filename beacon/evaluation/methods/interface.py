@@ -126,5 +126,15 @@ class Method(ABC):
         """
         return None
 
+    def load(self, model: Any) -> None:  # noqa: B027 (most have nothing to load)
+        """Get ready what is loaded when it is first needed (processes, other models), before time is measured.
+
+        Args:
+            model: A wrapped model.
+
+        Raises:
+            CannotRun: It cannot be had.
+        """
+
     def close(self, model: Any) -> None:  # noqa: B027 (most hold nothing)
         """Let go of what is held for a model beside it (processes, other models); it comes back when it is needed."""

@@ -116,6 +116,7 @@ class AskManyTask(Task):
             if kept.method is method and kept.model is model and all(at in kept.outputs for at in rows):
                 # Once: the model may have changed when they are asked again.
                 return [kept.outputs.pop(at) for at in rows], kept.seconds
+        method.load(model)
         start = now(model)
         written = self._ask(method, model, tokenizer, [self._rows.read(at) for at in asked])
         outputs, seconds = dict(zip(asked, written, strict=True)), (now(model) - start) / len(asked)

@@ -119,6 +119,7 @@ class MultiTurnTask(TextTask):
         for item in items:
             talk, turn = self.talk(tokenizer, item), item.place["turn"]
             rooms = [new_tokens(tokenizer, [answer], self.chat_template) for answer in talk.answers]
+            method.load(model)
             goes_on = dialogue is not None and item.series == series and turn - 1 >= done
             if dialogue is None or not goes_on:
                 whole = len(talk.text) + sum(map(len, talk.told)) + max(rooms)

@@ -130,6 +130,9 @@ class KVPress(Method):
         kept = int(length * (1 - self._fraction)) if PRESSES[self.press].frees else length
         return attention_bytes(model, kept)
 
+    def load(self, model: Any) -> None:
+        self._worker(model)
+
     def close(self, model: Any) -> None:
         end_workers(model)
 
