@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -57,7 +58,7 @@ class KeepingLM:
         if name == "lm" or name.startswith("__"):  # copies and pickles are looked at before they are filled
             raise AttributeError(name)
         found = getattr(self.lm, name)
-        return self._keeping(name, found) if name in KINDS else found
+        return partial(self._answered, name, found) if name in KINDS else found
 
     def add_partial(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
         """What the model calls whenever it has answered a request (the harness's ``CacheHook``)."""
@@ -68,29 +69,28 @@ class KeepingLM:
             name, about = self._asked.pop(request)
             self.answers.keep(name, answer, about)
 
-    def _keeping(self, kind: str, ask: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        def answered(requests: Sequence[Any], **settings: Any) -> list[Any]:
-            drawn = [is_drawn(kind, request.args) for request in requests]
-            names = request_names(kind, [request.args for request in requests])
-            given: dict[str, Any] = {name: self.answers.find(name) for name in names}
-            again = {request.args[0] for request, name in zip(requests, names, strict=True) if given[name] is None}
-            mine = self.answers.share([request.args[0] for request in requests])
-            left = {
-                name: request
-                for name, request, own, free in zip(names, requests, mine, drawn, strict=True)
-                if own and not free and request.args[0] in again
-            }
-            if left:
-                given |= self._answer(kind, ask, left, settings)
-            others = sum(not own and (free or given[name] is None) for name, own, free in zip(names, mine, drawn))
-            if others or (any(drawn) and not all(mine)):
-                raise AnsweredElsewhere(f"{others} of {len(requests)} requests")
-            fresh = iter(ask([r for r, free in zip(requests, drawn) if free], **settings) if any(drawn) else [])
-            return [
-                next(fresh) if free else _as_given(kind, given[name]) for name, free in zip(names, drawn, strict=True)
-            ]
-
-        return answered
+    def _answered(
+        self, kind: str, ask: Callable[..., list[Any]], requests: Sequence[Any], **settings: Any
+    ) -> list[Any]:
+        """What the harness is given in place of the model's own answers."""
+        drawn = [is_drawn(kind, request.args) for request in requests]
+        names = request_names(kind, [request.args for request in requests])
+        given: dict[str, Any] = {name: self.answers.find(name) for name in names}  # None of those that are drawn
+        again = {request.args[0] for request, name in zip(requests, names, strict=True) if given[name] is None}
+        mine = self.answers.share([request.args[0] for request in requests])
+        left = {
+            name: request
+            for name, request, own, free in zip(names, requests, mine, drawn, strict=True)
+            if own and not free and request.args[0] in again
+        }
+        if left:
+            given |= self._answer(kind, ask, left, settings)
+        others = sum(not own and given[name] is None for name, own in zip(names, mine, strict=True))
+        if others or (any(drawn) and not all(mine)):
+            raise AnsweredElsewhere(f"{others} of {len(requests)} requests")
+        free_ones = [request for request, free in zip(requests, drawn, strict=True) if free]
+        fresh = iter(ask(free_ones, **settings) if free_ones else [])
+        return [next(fresh) if free else _as_given(kind, given[name]) for name, free in zip(names, drawn, strict=True)]
 
     def _answer(
         self, kind: str, ask: Callable[..., list[Any]], left: Mapping[str, Any], settings: Mapping[str, Any]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from beacon.evaluation.methods.dialogue import Dialogue, Growing
-from beacon.evaluation.methods.greedy import Ids, all_columns, decode_greedily, generate_greedily, prompts
+from beacon.evaluation.methods.greedy import all_columns, generate_greedily
 from beacon.evaluation.methods.held import beacon_bytes, held_entries
-from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.interface import LiveMethod, Outcome, Progress
 
 
 @dataclass(frozen=True)
-class Beacon(Method):
+class Beacon(LiveMethod):
     """Condensed reading.
 
     Args:
@@ -44,28 +44,14 @@ class Beacon(Method):
         settings = {} if cache is None else {"past_key_values": cache.fork()}
         return generate_greedily(model, ids, count, **settings, **known)
 
-    @torch.no_grad()
-    def answers(
-        self,
-        model: Any,
-        context_ids: Ids,
-        question_ids_list: Sequence[Ids],
-        max_new_tokens: int,
-        end_ids: Sequence[int] = (),
-    ) -> list[list[int]]:
-        """As :meth:`Method.answers`; the length that a policy goes by is that with the longest question."""
-        context, questions = prompts(model, context_ids, question_ids_list)
-        longest = len(context) + max(map(len, questions), default=0) + max_new_tokens
-        known = {"ratios": self._given(), "expected_length": longest}
-        cache = model.compress(context[None], **known) if len(context) else None
-        forks = (_after(model, cache, known) for _ in questions)
-        return [decode_greedily(own, q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
-
     def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
         """As :meth:`Method.dialogue`; ratios that are not given are those of a text of ``expected_length`` tokens.
 
         Without it the policy goes by what has been read whenever a window ends, as in the model's forward.
         """
+        return super().dialogue(model, expected_length)
+
+    def _begin(self, model: Any, expected_length: int | None) -> Growing:
         return _Condensed(model, {"ratios": self._given(), "expected_length": expected_length})
 
     def held_bytes(self, model: Any, length: int) -> int:
@@ -90,7 +76,7 @@ class _Condensed(Growing):
 
     def _grow(self, ids: torch.Tensor) -> None:
         # Left as it is by a call that fails.
-        self._cache = self._model.compress(ids[None], _columns(self._cache, ids), self._cache, **self._known)
+        self._cache = self._model.compress(ids[None], all_columns(ids, self._cache), self._cache, **self._known)
 
     def _fork(self, ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         return _after(self._model, self._cache, self._known)
@@ -102,15 +88,10 @@ def _after(model: Any, cache: Any, known: Mapping[str, Any]) -> Callable[[torch.
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
         nonlocal own
-        seen = _columns(own, ids)
+        seen = all_columns(ids, own)
         out = model(ids[None], past_key_values=own, use_cache=True, attention_mask=seen, logits_to_keep=1, **known)
         own = out.past_key_values
         last: torch.Tensor = out.logits[0, -1]
         return last
 
     return logits
-
-
-def _columns(cache: Any, ids: torch.Tensor) -> torch.Tensor:
-    """A mask over all columns ``[1, n]``: says that ids given with a cache are new, whatever they begin with."""
-    return ids.new_ones(1, len(ids) + (0 if cache is None else cache.get_seq_length()))

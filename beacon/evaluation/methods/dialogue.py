@@ -75,13 +75,22 @@ class Growing(Dialogue):
         self._model, self._least = model, max(least, 1)
         self._waiting = torch.zeros(0, dtype=torch.int64)
 
-    @torch.no_grad()
     def read(self, ids: Ids) -> None:
+        self._take(ids, 1)
+
+    def begin_with(self, context_ids: Ids) -> None:
+        """Read a context ``[T]`` to its end: no question about it is empty."""
+        self._take(context_ids, 0)
+
+    @torch.no_grad()
+    def _take(self, ids: Ids, waits: int) -> None:
         more, _ = prompts(self._model, ids, [])
-        self._waiting = torch.cat([self._waiting.to(more.device), more])
-        if len(self._waiting) > self._least:
-            self._grow(self._waiting[:-1])
-            self._waiting, self._least = self._waiting[-1:], 1
+        waiting = torch.cat([self._waiting.to(more.device), more])
+        ready = len(waiting) - waits
+        if ready >= self._least:
+            self._grow(waiting[:ready])
+            waiting, self._least = waiting[ready:], 1
+        self._waiting = waiting
 
     @torch.no_grad()
     def answer(self, question_ids: Ids, max_new_tokens: int, end_ids: Sequence[int] = ()) -> list[int]:

@@ -85,9 +85,9 @@ def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: next((at for at, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def all_columns(ids: torch.Tensor) -> torch.Tensor:
-    """A mask over all columns: says that the ids given with a cache are new ones, whatever they begin with."""
-    return ids.new_ones(1, len(ids))
+def all_columns(ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    """A mask over all columns ``[1, n]``: says that ids given with a cache are new, whatever they begin with."""
+    return ids.new_ones(1, len(ids) + (0 if cache is None else cache.get_seq_length()))
 
 
 def generate_greedily(model: Any, ids: torch.Tensor, count: int, **settings: Any) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from beacon.evaluation.methods.dialogue import Dialogue, Reread
+from beacon.evaluation.methods.dialogue import Dialogue, Growing, Reread
 from beacon.evaluation.methods.greedy import Ids, cut, prompts
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -138,3 +138,29 @@ class Method(ABC):
 
     def close(self, model: Any) -> None:  # noqa: B027 (most hold nothing)
         """Let go of what is held for a model beside it (processes, other models); it comes back when it is needed."""
+
+
+class LiveMethod(Method):
+    """A method that goes on from what it has read, so that a context with many questions is read once."""
+
+    @abstractmethod
+    def _begin(self, model: Any, expected_length: int | None) -> Growing:
+        """A dialogue that reads each token once."""
+
+    def answers(
+        self,
+        model: Any,
+        context_ids: Ids,
+        question_ids_list: Sequence[Ids],
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """As :meth:`Method.answers`; the length that a policy goes by is that with the longest question."""
+        context, questions = prompts(model, context_ids, question_ids_list)
+        longest = len(context) + max(map(len, questions), default=0) + max_new_tokens
+        dialogue = self._begin(model, longest)
+        dialogue.begin_with(context)
+        return [dialogue.answer(question, max_new_tokens, end_ids) for question in questions]
+
+    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+        return self._begin(model, expected_length)

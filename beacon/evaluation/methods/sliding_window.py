@@ -18,7 +18,7 @@ Source: StreamingLLM, arXiv 2309.17453, section 3.2 (rolling cache with position
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ import torch
 
 from beacon.attention import AttentionInputs, Outputs
 from beacon.attention.inputs import part, within
-from beacon.evaluation.methods.dialogue import Dialogue, Growing
-from beacon.evaluation.methods.greedy import Ids, decode_greedily, prompts
+from beacon.evaluation.methods.dialogue import Growing
+from beacon.evaluation.methods.greedy import decode_greedily
 from beacon.evaluation.methods.held import attention_bytes
-from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.interface import LiveMethod, Outcome, Progress
 from beacon.modules import BeaconPass, LayerStore, Rotary, rotate
 from beacon.plan import Keys, Plan, Queries
 
@@ -38,7 +38,7 @@ BLOCK_TOKENS = 128  # queries whose keys are taken as one run
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Method):
+class SlidingWindow(LiveMethod):
     """The stock model sees the first tokens and the last ones (StreamingLLM).
 
     Args:
@@ -64,26 +64,7 @@ class SlidingWindow(Method):
         # One decoded token reaches as far back as its layers; every further one begins a token later.
         return decode_greedily(self._logits(self._reader(model, ids)), self._relevant(model, ids, 1), count, ())
 
-    @torch.no_grad()
-    def answers(
-        self,
-        model: Any,
-        context_ids: Ids,
-        question_ids_list: Sequence[Ids],
-        max_new_tokens: int,
-        end_ids: Sequence[int] = (),
-    ) -> list[list[int]]:
-        context, questions = prompts(model, context_ids, question_ids_list)
-        if len(context) <= self.sinks:  # all sinks are read at once
-            texts = [torch.cat([context, question]) for question in questions]
-            readers = [self._reader(model, text) for text in texts]
-            return [decode_greedily(self._logits(own), x, max_new_tokens, end_ids) for own, x in zip(readers, texts)]
-        reader = self._reader(model, context)
-        reader.read(self._relevant(model, context, 1))
-        forks = (reader.fork() for _ in questions)
-        return [decode_greedily(self._logits(own), q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
-
-    def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
+    def _begin(self, model: Any, expected_length: int | None) -> Growing:
         return _Rolling(model, self)
 
     def held_bytes(self, model: Any, length: int) -> int:

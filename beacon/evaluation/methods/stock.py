@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from beacon.evaluation.methods.dialogue import Dialogue, Growing
-from beacon.evaluation.methods.greedy import Ids, decode_greedily, generate_greedily, prompts
+from beacon.evaluation.methods.greedy import Ids, generate_greedily
 from beacon.evaluation.methods.held import stock_bytes
-from beacon.evaluation.methods.interface import Method, Outcome, Progress
+from beacon.evaluation.methods.interface import LiveMethod, Method, Outcome, Progress
 from beacon.identity import Wrapping, disabled
 
 
 @dataclass(frozen=True)
-class Stock(Method):
+class Stock(LiveMethod):
     """The stock model reads the whole text at once: worthless beyond its native context, and quadratic.
 
     The model need not be wrapped.
@@ -36,26 +36,12 @@ class Stock(Method):
         with as_stock(model):
             return generate_greedily(model, ids, count)
 
-    @torch.no_grad()
-    def answers(
-        self,
-        model: Any,
-        context_ids: Ids,
-        question_ids_list: Sequence[Ids],
-        max_new_tokens: int,
-        end_ids: Sequence[int] = (),
-    ) -> list[list[int]]:
-        context, questions = prompts(model, context_ids, question_ids_list)
-        with as_stock(model):
-            cache = None
-            if len(context):
-                cache = model(context[None], use_cache=True, logits_to_keep=1).past_key_values
-            forks = (_after(model, cache) for _ in questions)
-            return [decode_greedily(own, q, max_new_tokens, end_ids) for own, q in zip(forks, questions)]
-
     def dialogue(self, model: Any, expected_length: int | None = None) -> Dialogue:
         """As :meth:`Method.dialogue`; read anew where rotary frequencies change with the length read so far."""
-        return _Cached(model) if _same_frequencies(model.config) else super().dialogue(model)
+        return self._begin(model, expected_length) if _same_frequencies(model.config) else Method.dialogue(self, model)
+
+    def _begin(self, model: Any, expected_length: int | None) -> Growing:
+        return _Cached(model)
 
     def held_bytes(self, model: Any, length: int) -> int:
         return stock_bytes(model, length)
