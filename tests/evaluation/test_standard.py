@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("lm_eval")
 
@@ -25,7 +26,9 @@ from beacon.evaluation.report.statistics import Difference, weighted
 from beacon.evaluation.report.summary import Summary, summarise
 from beacon.evaluation.results import Results
 from beacon.evaluation.results.answers import KeptAnswers, shared_out
-from beacon.evaluation.running import run_suite
+from beacon.evaluation.running import Totals, run_suite
+from tests.evaluation.fake_suite import fake_model
+from tests.evaluation.fake_suite import methods as fakes
 from tests.evaluation.standard_suite import TASKS, Guesser, methods, run, tiny, write_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,3 +332,75 @@ def test_documents_that_are_gone_are_lost(tmp_path: Path, data: Path) -> None:
     comparison = compare(*(summarise(Results(tmp_path / name)) for name in ("before", "after")))
     assert {(loss.task, loss.lost, loss.gained) for loss in comparison.losses} == {(task, 1, 0) for task in TASKS}
     assert comparison.regressed
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> Any:
+    return fake_model()
+
+
+def make_standard(monkeypatch: pytest.MonkeyPatch, evaluate: Any) -> list[dict[str, Any]]:
+    """Tasks of the harness without the harness's work; what it is asked comes back."""
+    from beacon.evaluation import standard
+
+    asked: list[dict[str, Any]] = []
+
+    def run(model: Any, tokenizer: Any, names: list[str], **settings: Any) -> dict[str, Any]:
+        asked.append({"task": names[0], **settings})
+        evaluate(**asked[-1])
+        metrics = [str(n) for n in settings["lengths"]] if names[0].startswith("ruler") else ["acc"]
+        found = {name: {"value": 0.5, "stderr": 0.1} for name in metrics}
+        return {"tasks": {names[0]: {"documents": 2, "metrics": found}}, "suites": {}, "scores": {}, "limit": None}
+
+    monkeypatch.setattr(standard, "evaluate_tasks", run)
+    monkeypatch.setattr(standard, "check_data", lambda tasks, **_: {})
+    monkeypatch.setattr("beacon.evaluation.running.check_arguments", lambda *_: None)
+    return asked
+
+
+def test_a_length_that_cannot_be_read_leaves_the_others(wrapped, tmp_path, monkeypatch):
+    freed, most = [], 4096
+
+    def evaluate(lengths: list[int], **_: Any) -> None:
+        if lengths[0] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    asked = make_standard(monkeypatch, evaluate)
+    monkeypatch.setattr("beacon.evaluation.standard.free_memory", lambda: freed.append(1))
+    some, given = {"stock": fakes()["stock"]}, {"harness": {"lengths": [1024, 4096, 8192]}}
+
+    def run() -> Totals:
+        return run_suite(wrapped, None, [], some, tmp_path, options=given, standard=["ruler_vt", "arc_easy"])
+
+    totals = run()
+    assert (totals.ok, totals.cannot_run, len(freed)) == (3, 1, 1)
+    assert [(one["task"], one["lengths"]) for one in asked[:3]] == [("ruler_vt", [n]) for n in (1024, 4096, 8192)]
+    assert all(one["method"] is some["stock"] and "stock" not in one for one in asked)
+    entry = Results(tmp_path).harness()["stock"]["tasks"]["ruler_vt"]
+    assert list(entry["metrics"]) == ["1024", "4096"] and entry["reason"].startswith("8192: out of memory")
+    assert entry["lengths"]["1024"]["start"] == 1 and entry["lengths"]["1024"]["stamp"]["versions"]["torch"]
+    most = 8192
+    asked.clear()
+    totals = run()
+    assert (totals.ok, totals.cannot_run) == (4, 0) and [one["lengths"] for one in asked] == [[8192]]
+    entry = Results(tmp_path).harness()["stock"]["tasks"]["ruler_vt"]
+    assert "status" not in entry and entry["lengths"]["8192"]["start"] == 2
+
+
+def test_only_what_a_method_cannot_read_cannot_run(wrapped, tmp_path, monkeypatch):
+    from beacon.evaluation.harness.ruler import PromptsDoNotFit
+
+    error: Exception = ValueError("a mistake")
+
+    def evaluate(**_: Any) -> None:
+        raise error
+
+    make_standard(monkeypatch, evaluate)
+    some = {"beacon": fakes()["beacon"]}
+    totals = run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert (totals.cannot_run, totals.failed) == (0, 1)
+    error = PromptsDoNotFit("too long")
+    totals = run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert (totals.cannot_run, totals.failed) == (1, 0)
+    run_suite(wrapped, None, [], some, tmp_path, standard=["arc_easy"])
+    assert Results(tmp_path).harness()["beacon"]["tasks"]["arc_easy"]["start"] == 2
